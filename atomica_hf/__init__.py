@@ -1,0 +1,38 @@
+"""The bridge to the flat files: `from atomica_hf import AtomicaModel`, from a clone, in scripts, tests and notebooks.
+
+The Hub loader copies flat files only, so the code stands at the top of the repository; this package finds it there and
+registers it with the Auto classes.
+"""
+
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, AutoTokenizer
+
+
+ROOT = Path(__file__).resolve().parent.parent
+__path__.append(str(ROOT))
+
+from .configuration_atomica import AtomicaConfig  # noqa: E402
+from .data_collator_atomica import AtomicaCollator, AtomicaPreTrainingCollator  # noqa: E402
+from .modeling_atomica import AtomicaForPreTraining, AtomicaModel  # noqa: E402
+from .processing_atomica import AtomicaProcessor  # noqa: E402
+from .structure_atomica import ReadReport, Structure, StructureError, read_structures  # noqa: E402
+from .tokenization_atomica import AtomicaTokenizer  # noqa: E402
+
+
+AtomicaConfig.register_for_auto_class()
+AtomicaTokenizer.register_for_auto_class()
+AtomicaProcessor.register_for_auto_class()
+AtomicaModel.register_for_auto_class("AutoModel")
+AtomicaForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+
+AutoConfig.register("atomica", AtomicaConfig, exist_ok=True)
+AutoTokenizer.register(AtomicaConfig, slow_tokenizer_class=AtomicaTokenizer, exist_ok=True)
+AutoProcessor.register(AtomicaConfig, AtomicaProcessor, exist_ok=True)
+AutoModel.register(AtomicaConfig, AtomicaModel, exist_ok=True)
+AutoModelForPreTraining.register(AtomicaConfig, AtomicaForPreTraining, exist_ok=True)
+
+__all__ = [
+    "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaForPreTraining", "AtomicaModel", "AtomicaPreTrainingCollator",
+    "AtomicaProcessor", "AtomicaTokenizer", "ReadReport", "Structure", "StructureError", "read_structures",
+]  # fmt: skip

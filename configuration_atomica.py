@@ -1,0 +1,141 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Atomica model configuration."""
+
+from transformers import PreTrainedConfig
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_atomica.AtomicaConfig",
+    "AutoTokenizer": ["tokenization_atomica.AtomicaTokenizer", None],
+    "AutoProcessor": "processing_atomica.AtomicaProcessor",
+    "AutoModel": "modeling_atomica.AtomicaModel",
+    "AutoModelForPreTraining": "modeling_atomica.AtomicaForPreTraining",
+}
+
+NUM_SPECIAL_BLOCKS = 4  # <pad> <mask> <unk> <global>: never predicted, so class = token id - 4
+
+
+class AtomicaConfig(PreTrainedConfig):
+    r"""
+    Hyper-parameters of Atomica. Lengths are in angstrom.
+
+    Args:
+        vocab_size (`int`): number of block tokens; the masked-block head predicts all but the first four.
+        atom_vocab_size (`int`): `<pad>`, `<mask>`, `<global>` and the elements 1-118.
+        hidden_size (`int`): channels of a block; must be even and divisible by `num_attention_heads`.
+        atom_hidden_size (`int`): channels of an atom; must be even.
+        edge_size (`int`): Gaussians of a distance, and width of the distance and edge-type embeddings.
+        num_hidden_layers (`int`): layers of the atom encoder and of the block encoder.
+        num_neighbors (`int`): nearest neighbours a node receives from in its own segment, and again in the others.
+        num_attention_heads (`int`): heads of the atom-to-block attention and of the pooling.
+        num_pooling_layers (`int`): self-attention layers over the blocks of a complex.
+        atom_cutoff, block_cutoff (`float`): last Gaussian centre for distances of atoms and of blocks.
+        rigid_cutoff (`float`): last Gaussian centre for the distance of an atom to the centre of its segment.
+        torsion_cutoff (`float`): radius around the middle of a bond, and last Gaussian centre there.
+        hidden_dropout_prob (`float`): dropout inside every multi-layer perceptron.
+        global_message_passing (`bool`): whether global blocks exchange messages with their segment.
+        atom_global_message_passing (`bool`): the same for global atoms.
+        num_modalities (`int`): rows of the modality embedding added to global blocks, 0 for none.
+        direction_softening (`float`): length below which the direction of an edge fades; 0 in published weights.
+        attend_to_padding (`bool`): let attention see padding as published ATOMICA does; a vector then depends on its batch.
+        unknown_as_global (`bool`): treat `<unk>` blocks and their atoms as globals in the graph, as published ATOMICA does.
+        use_atom_noise, use_torsion_noise, use_translation_noise, use_rotation_noise, use_masking (`bool`):
+            the puzzles `AtomicaForPreTraining` has a head for.
+        atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight (`float`):
+            their weights in the loss.
+        pad_token_id, mask_token_id, unk_token_id, global_token_id (`int`): special block tokens.
+        atom_pad_token_id, atom_mask_token_id, atom_global_token_id (`int`): special atom tokens.
+
+    Raises:
+        `ValueError`: if two values contradict each other.
+    """
+
+    model_type = "atomica"
+    keys_to_ignore_at_inference = ["atom_irreps", "block_irreps"]
+
+    vocab_size: int = 440
+    atom_vocab_size: int = 121
+    hidden_size: int = 32
+    atom_hidden_size: int = 32
+    edge_size: int = 32
+    num_hidden_layers: int = 4
+    num_neighbors: int = 8
+    num_attention_heads: int = 4
+    num_pooling_layers: int = 4
+    atom_cutoff: float = 5.0
+    block_cutoff: float = 5.0
+    rigid_cutoff: float = 20.0
+    torsion_cutoff: float = 5.0
+    hidden_dropout_prob: float = 0.0
+    global_message_passing: bool = True
+    atom_global_message_passing: bool = False
+    num_modalities: int = 0
+    direction_softening: float = 0.1
+    attend_to_padding: bool = False
+    unknown_as_global: bool = False
+
+    use_atom_noise: bool = False
+    use_torsion_noise: bool = True
+    use_translation_noise: bool = True
+    use_rotation_noise: bool = True
+    use_masking: bool = True
+    atom_loss_weight: float = 1.0
+    torsion_loss_weight: float = 1.0
+    translation_loss_weight: float = 1.0
+    rotation_loss_weight: float = 0.1
+    mask_loss_weight: float = 1.0
+
+    pad_token_id: int = 0
+    mask_token_id: int = 1
+    unk_token_id: int = 2
+    global_token_id: int = 3
+    atom_pad_token_id: int = 0
+    atom_mask_token_id: int = 1
+    atom_global_token_id: int = 2
+
+    def __post_init__(self, **kwargs):
+        # save_pretrained adds only the class that was saved; the full map lets any checkpoint open with any Auto class.
+        kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}
+        super().__post_init__(**kwargs)
+        self.validate_atomica()
+
+    def validate_atomica(self):
+        """Checks that the values fit together.
+
+        Raises:
+            `ValueError`: naming the value, what was found and what was expected.
+        """
+        problems = []
+
+        def expect(condition, name, expected):
+            if not condition:
+                problems.append(f"`{name}` is {getattr(self, name)!r}, expected {expected}")
+
+        for name in ("hidden_size", "atom_hidden_size"):
+            expect(getattr(self, name) >= 2 and getattr(self, name) % 2 == 0, name, "a positive even number")
+        for name in ("edge_size", "num_hidden_layers", "num_neighbors", "num_attention_heads", "num_pooling_layers"):
+            least = 2 if name == "edge_size" else 1
+            expect(getattr(self, name) >= least, name, f"at least {least}")
+        if self.num_attention_heads >= 1:
+            expect(
+                self.hidden_size % self.num_attention_heads == 0,
+                "hidden_size",
+                f"a multiple of `num_attention_heads` ({self.num_attention_heads})",
+            )
+        for name in ("atom_cutoff", "block_cutoff", "rigid_cutoff", "torsion_cutoff"):
+            expect(getattr(self, name) > 0, name, "a positive length in angstrom")
+        for name in ("direction_softening", "num_modalities") + tuple(n for n in self.to_dict() if n.endswith("_loss_weight")):
+            expect(getattr(self, name) >= 0, name, "zero or more")
+        expect(0 <= self.hidden_dropout_prob < 1, "hidden_dropout_prob", "a probability below 1")
+        expect(self.vocab_size > NUM_SPECIAL_BLOCKS, "vocab_size", f"more than the {NUM_SPECIAL_BLOCKS} special blocks")
+        special = (self.pad_token_id, self.mask_token_id, self.unk_token_id, self.global_token_id)
+        if sorted(special) != list(range(NUM_SPECIAL_BLOCKS)):
+            problems.append(f"the special block tokens are {special}, expected each of 0, 1, 2, 3 once")
+        special = (self.atom_pad_token_id, self.atom_mask_token_id, self.atom_global_token_id)
+        if len(set(special)) != 3 or not all(0 <= i < self.atom_vocab_size for i in special):
+            problems.append(f"the special atom tokens are {special}, expected three different ids below {self.atom_vocab_size}")
+        if problems:
+            raise ValueError("AtomicaConfig: " + "; ".join(problems) + ".")
+
+
+__all__ = ["AUTO_MAP", "NUM_SPECIAL_BLOCKS", "AtomicaConfig"]

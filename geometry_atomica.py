@@ -1,0 +1,528 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Geometry of Atomica: neighbour lists, radial basis, spherical harmonics, Wigner 3j, tensor-product convolution, layer norm.
+
+Conventions are those of e3nn: real harmonics in the order m = -l..l with y as polar axis, "component" normalisation.
+Features with several irreps are flat tensors; inside one irrep they are laid out component first, `(2 l + 1, multiplicity)`,
+so that the convolution needs no transposes. `to_channel_major` gives e3nn's layout.
+An edge goes from a sender to a receiver and its vector is `positions[sender] - positions[receiver]`.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Irrep(NamedTuple):
+    """`multiplicity` channels that rotate with `degree` l and change sign under inversion if `parity` is -1."""
+
+    multiplicity: int
+    degree: int
+    parity: int
+
+    @property
+    def components(self) -> int:
+        return 2 * self.degree + 1
+
+    @property
+    def size(self) -> int:
+        return self.multiplicity * self.components
+
+    @property
+    def name(self) -> str:
+        return f"{self.degree}{'e' if self.parity == 1 else 'o'}"
+
+
+def irreps_size(irreps) -> int:
+    return sum(irrep.size for irrep in irreps)
+
+
+def split_irreps(features, irreps):
+    """Splits the last axis into views of shape `(..., 2 l + 1, multiplicity)`."""
+    parts = features.split([irrep.size for irrep in irreps], dim=-1)
+    return [p.unflatten(-1, (irrep.components, irrep.multiplicity)) for p, irrep in zip(parts, irreps)]
+
+
+def to_channel_major(features, irreps):
+    """Component-first features -> e3nn's layout, `(multiplicity, 2 l + 1)` inside each irrep."""
+    return torch.cat([p.transpose(-1, -2).flatten(-2) for p in split_irreps(features, irreps)], dim=-1)
+
+
+# Wigner 3j and harmonics ------------------------------------------------------------------------------------------------
+
+
+def _clebsch_gordan(j1, j2, j3):
+    """Clebsch-Gordan coefficients of SU(2) for integer spins (Racah's formula), shape `(2 j1 + 1, 2 j2 + 1, 2 j3 + 1)`."""
+    f = math.factorial
+    table = torch.zeros(2 * j1 + 1, 2 * j2 + 1, 2 * j3 + 1, dtype=torch.float64)
+    for m1 in range(-j1, j1 + 1):
+        for m2 in range(-j2, j2 + 1):
+            m3 = m1 + m2
+            if abs(m3) > j3:
+                continue
+            prefactor = math.sqrt(
+                (2 * j3 + 1)
+                * f(j3 + j1 - j2) * f(j3 - j1 + j2) * f(j1 + j2 - j3) / f(j1 + j2 + j3 + 1)
+                * f(j3 + m3) * f(j3 - m3) / (f(j1 + m1) * f(j1 - m1) * f(j2 + m2) * f(j2 - m2))
+            )  # fmt: skip
+            first, last = max(-j1 + j2 + m3, -j1 + m1, 0), min(j2 + j3 + m1, j3 - j1 + j2, j3 + m3)
+            total = sum(
+                (-1) ** (v + j2 + m2)
+                * f(j2 + j3 + m1 - v) * f(j1 - m1 + v)
+                / (f(v) * f(j3 - j1 + j2 - v) * f(j3 + m3 - v) * f(v + j1 - j2 - m3))
+                for v in range(first, last + 1)
+            )  # fmt: skip
+            table[j1 + m1, j2 + m2, j3 + m3] = prefactor * total
+    return table
+
+
+def _real_to_complex(degree):
+    """Columns: e3nn's real harmonics written in complex ones, with the phase (-i)^l that makes the 3j symbols real."""
+    q = torch.zeros(2 * degree + 1, 2 * degree + 1, dtype=torch.complex128)
+    q[degree, degree] = 1
+    for m in range(1, degree + 1):
+        q[degree - m, degree + m], q[degree - m, degree - m] = 1 / math.sqrt(2), -1j / math.sqrt(2)
+        q[degree + m, degree + m], q[degree + m, degree - m] = (-1) ** m / math.sqrt(2), 1j * (-1) ** m / math.sqrt(2)
+    return (-1j) ** degree * q
+
+
+@lru_cache(maxsize=None)
+def wigner_3j(l1: int, l2: int, l3: int, dtype=torch.float64, device=None):
+    """Real Wigner 3j symbols of unit norm, shape `(2 l1 + 1, 2 l2 + 1, 2 l3 + 1)`, equal to `e3nn.o3.wigner_3j`.
+
+    Raises:
+        `ValueError`: if |l1 - l2| <= l3 <= l1 + l2 does not hold.
+    """
+    if not abs(l1 - l2) <= l3 <= l1 + l2:
+        raise ValueError(f"wigner_3j: degrees ({l1}, {l2}, {l3}) do not satisfy |l1 - l2| <= l3 <= l1 + l2.")
+    with torch.inference_mode(False), torch.no_grad():  # the cached tensor must be usable in a later backward pass
+        table = torch.einsum(
+            "ij,kl,mn,ikn->jlm",
+            _real_to_complex(l1),
+            _real_to_complex(l2),
+            _real_to_complex(l3).T.conj(),
+            _clebsch_gordan(l1, l2, l3).to(torch.complex128),
+        ).real
+        return (table / table.norm()).to(dtype=dtype, device=device)
+
+
+HARMONICS = (Irrep(1, 0, 1), Irrep(1, 1, -1), Irrep(1, 2, 1))
+
+
+def spherical_harmonics(vectors, softening: float):
+    """Real harmonics of degree 0, 1, 2, component-normalised.
+
+    Args:
+        vectors (`torch.FloatTensor` of shape `(..., 3)`): in angstrom.
+        softening (`float`): the harmonics are the polynomials at r / sqrt(|r|^2 + softening^2), which fade for vectors
+            shorter than this; with 0, at r / max(|r|, 1e-12).
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., 9)`.
+    """
+    if softening > 0:
+        unit = vectors * (vectors.pow(2).sum(-1, keepdim=True) + softening**2).rsqrt()
+    else:
+        unit = F.normalize(vectors, dim=-1, eps=1e-12)
+    x, y, z = unit.unbind(-1)
+    s3, s5, s15 = math.sqrt(3), math.sqrt(5), math.sqrt(15)
+    second = [s15 * x * z, s15 * x * y, s5 * (y * y - 0.5 * (x * x + z * z)), s15 * y * z, 0.5 * s15 * (z * z - x * x)]
+    return torch.stack([torch.ones_like(x), s3 * x, s3 * y, s3 * z, *second], dim=-1)
+
+
+# Harmonics of a bond's surroundings: (harmonics of r) x (degree 2 of the bond), sorted by (degree, odd before even). Degrees
+# 3 and 4 are left out, because a scalar output cannot be reached from them with inputs of degree 2 or less.
+_BOND_PRODUCTS = ((2, 0), (1, 1), (2, 1), (1, 2), (0, 2), (2, 2))  # (degree of r, degree of the product)
+BOND_HARMONICS = tuple(Irrep(1, degree, (-1) ** first) for first, degree in _BOND_PRODUCTS)
+
+
+def bond_harmonics(harmonics, bond):
+    """Harmonics of shape `(..., 9)` times those of the bond `(..., 9)` -> `BOND_HARMONICS` of shape `(..., 22)`."""
+    parts = split_irreps(harmonics, HARMONICS)
+    second = bond[..., 4:]
+    products = []
+    for first, degree in _BOND_PRODUCTS:
+        symbols = wigner_3j(first, 2, degree, harmonics.dtype, harmonics.device) * math.sqrt(2 * degree + 1)
+        products.append(torch.einsum("abc,...a,...b->...c", symbols, parts[first].squeeze(-1), second))
+    return torch.cat(products, dim=-1)
+
+
+def gaussian_basis(distances, num_gaussians: int, cutoff: float):
+    """exp(-(d - mu)^2 / 2 delta^2) at `num_gaussians` centres mu evenly on [0, cutoff], delta their spacing; no cut-off."""
+    centres = torch.linspace(0, cutoff, num_gaussians, dtype=distances.dtype, device=distances.device)
+    spacing = cutoff / (num_gaussians - 1)
+    return torch.exp(-0.5 * ((distances.unsqueeze(-1) - centres) / spacing).pow(2))
+
+
+# Neighbours -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NeighborList:
+    """Edges of some receivers as dense rows; `mask` is False where a receiver has fewer than `num_neighbors` senders.
+
+    receivers `(num_receivers,)`, senders, edge_types, mask `(num_receivers, num_neighbors)`; indices are flat node indices.
+    Edge types: 0 same segment, 1 other segment, 2 a global and its segment, 3 two globals.
+    """
+
+    receivers: torch.Tensor
+    senders: torch.Tensor
+    edge_types: torch.Tensor
+    mask: torch.Tensor
+
+
+def smallest(values, k: int):
+    """Indices of the `k` smallest entries of each row, ties broken by index (`topk` alone leaves ties open).
+
+    Returns indices of shape `(..., k)` and a mask that is False where fewer than `k` entries are finite.
+    """
+    k = min(k, values.shape[-1])
+    if k == 0:
+        empty = values.new_zeros((*values.shape[:-1], 0))
+        return empty.long(), empty.bool()
+    kth = values.topk(k, dim=-1, largest=False).values[..., -1:]
+    index = torch.arange(values.shape[-1], device=values.device).expand_as(values)
+    rank = torch.where(values < kth, index - values.shape[-1], index)
+    rank = torch.where(values <= kth, rank, 2 * values.shape[-1])
+    chosen = rank.topk(k, dim=-1, largest=False).indices.sort(dim=-1).values
+    return chosen, values.gather(-1, chosen).isfinite()
+
+
+def squared_distances(points, others):
+    """`(..., a, 3)`, `(..., b, 3)` -> `(..., a, b)`, by explicit differences: a matrix product loses too many digits."""
+    return (points.unsqueeze(-2) - others.unsqueeze(-3)).pow(2).sum(-1)
+
+
+_MAX_DISTANCES = 2**22  # distances held at once
+
+
+def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, with_globals: bool):
+    """Edges of every node of a padded batch of complexes.
+
+    A node that is not global receives from its `num_neighbors` nearest non-globals of its own segment and from as many of
+    the complex's other segments. With `with_globals`, each global also exchanges with every other node of its segment and
+    with the complex's other globals. Two globals of one segment are joined by both kinds of edge.
+
+    Args:
+        positions (`torch.FloatTensor` of shape `(batch, num_nodes, 3)`): in angstrom.
+        valid, is_global (`torch.BoolTensor` of shape `(batch, num_nodes)`): not padding; global.
+        segments (`torch.LongTensor` of shape `(batch, num_nodes)`): segment of each node.
+
+    Returns:
+        Two `NeighborList`s that together hold every valid node once: nodes with few neighbours, and globals with many.
+        Indices count valid nodes in order, `valid.nonzero()`.
+    """
+    batch, width = valid.shape
+    device = positions.device
+    num_nodes = len(valid.flatten().nonzero())
+    flat = valid.flatten().cumsum(0).view(batch, width) - 1
+    arange = torch.arange(width, device=device)
+    candidates = valid & ~is_global
+
+    edges = []  # (receiver, sender, type), flat
+    rows_per_chunk = max(1, _MAX_DISTANCES // max(1, batch * width))
+    for start in range(0, width, rows_per_chunk):
+        rows = slice(start, min(start + rows_per_chunk, width))
+        distances = squared_distances(positions[:, rows], positions)
+        allowed = candidates[:, rows, None] & candidates[:, None] & (arange[rows, None] != arange)
+        same = segments[:, rows, None] == segments[:, None]
+        for edge_type, pairs in ((0, allowed & same), (1, allowed & ~same)):
+            sender, found = smallest(distances.masked_fill(~pairs, math.inf), num_neighbors)
+            complex_id, row, slot = found.nonzero(as_tuple=True)
+            receiver = flat[complex_id, row + start]
+            sender = flat[complex_id, sender[complex_id, row, slot]]
+            edges.append((receiver, sender, torch.full_like(receiver, edge_type)))
+    if with_globals:
+        complex_id, position = (valid & is_global).nonzero(as_tuple=True)
+        others = valid[complex_id] & (arange != position[:, None])
+        same = segments[complex_id] == segments[complex_id, position][:, None]
+        for edge_type, pairs in ((2, others & same), (3, others & is_global[complex_id])):
+            row, node = pairs.nonzero(as_tuple=True)
+            central, node_is_global = flat[complex_id[row], position[row]], is_global[complex_id[row], node]
+            node = flat[complex_id[row], node]
+            edges.append((central, node, torch.full_like(node, edge_type)))
+            if edge_type == 2:
+                back = ~node_is_global  # a node that is itself global has a row of its own
+                edges.append((node[back], central[back], torch.full_like(node[back], edge_type)))
+
+    receiver, sender, edge_type = (torch.cat(parts) for parts in zip(*edges))
+    order = receiver.sort(stable=True).indices
+    receiver, sender, edge_type = receiver[order], sender[order], edge_type[order]
+    degree = torch.bincount(receiver, minlength=num_nodes)
+    slot = torch.arange(len(receiver), device=device) - (degree.cumsum(0) - degree)[receiver]
+    few = degree <= 2 * num_neighbors + 1
+    lists = []
+    for group in (few, ~few):
+        receivers = group.nonzero().squeeze(1)
+        shape = (len(receivers), len(torch.bincount(degree[group], minlength=2)) - 1)
+        row = group.cumsum(0) - 1
+        inside = group[receiver]
+        where = (row[receiver[inside]], slot[inside])
+        senders, types = receiver.new_zeros(shape), receiver.new_zeros(shape)
+        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        senders[where], types[where], mask[where] = sender[inside], edge_type[inside], True
+        lists.append(NeighborList(receivers, senders, types, mask))
+    return lists
+
+
+# Tensor-product convolution ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EdgeFeatures:
+    """Everything about the edges of a `NeighborList` that does not change from layer to layer.
+
+    senders `(n, k)`; edge_types `(n, k)` or None; harmonics `(n, k, size)`; radial `(n, k, edge_size)`; weight `(n, k)`: one
+    over the number of neighbours, zero on padding, so that a weighted sum is the mean.
+    """
+
+    senders: torch.Tensor
+    edge_types: torch.Tensor | None
+    harmonics: torch.Tensor
+    radial: torch.Tensor
+    weight: torch.Tensor
+
+
+def mean_weight(mask, dtype):
+    """Boolean mask `(n, k)` -> weights `(n, k)` that turn a sum over neighbours into their mean (zero without any)."""
+    mask = mask.to(dtype)
+    return mask / mask.sum(-1, keepdim=True).clamp_min(1)
+
+
+_CHUNK_ELEMENTS = {"cpu": 2**21}
+_CHUNK_ELEMENTS_ACCELERATOR = 2**26
+
+
+class _Convolution(torch.autograd.Function):
+    """out_i = sum over j of w_ij TP(x_j, Y_ij; W2 h_ij + b2), h_ij = ReLU(radial W_r + receiver_i + sender_j + type_ij).
+
+    The weights per edge never exist: the linear map is moved past the sum over neighbours,
+    Z_i = sum over j of y_ij^T h_ij, out_i = Z_i W2. Nothing of the size of edges times hidden width is kept: y, h and Z
+    live for one chunk of receivers and are computed again in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx, plan, senders, edge_types, dropout_mask, x, harmonics, radial, receiver_term, sender_term, type_term,
+                radial_weight, *parameters):  # fmt: skip
+        ctx.plan, ctx.indices = plan, (senders, edge_types, dropout_mask)
+        ctx.save_for_backward(x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters)
+        weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
+        out = x.new_empty(len(senders), irreps_size(plan.irreps_out))
+        for rows in plan.chunks(senders, x):
+            sources, kinds, drop = (None if i is None else i[rows] for i in ctx.indices)
+            ys, h = plan.edge_factors(
+                F.embedding(sources, x), harmonics[rows], radial[rows],
+                None if receiver_term is None else receiver_term[rows],
+                F.embedding(sources, sender_term), type_term, radial_weight, kinds, drop,
+            )  # fmt: skip
+            parts = []
+            for y, w, b, irrep, scale in zip(ys, weights, biases, plan.irreps_out, plan.scales):
+                z = (y.transpose(1, 2) @ h).view(-1, w.shape[0] * w.shape[1])
+                value = z @ w.flatten(0, 1) + y.sum(1).view(-1, w.shape[0]) @ b
+                parts.append(value.view(-1, irrep.size) * scale)
+            torch.cat(parts, dim=1, out=out[rows])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        plan = ctx.plan
+        tensors = ctx.saved_tensors
+        x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters = tensors
+        weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
+        need_x, need_harmonics, need_radial = ctx.needs_input_grad[4:7]
+        grads = [None if t is None else torch.zeros_like(t) for t in tensors]
+        gx, gharmonics, gradial, greceiver, gsender, gtype, gradial_weight, *gparameters = grads
+        gweights, gbiases = gparameters[: len(weights)], gparameters[len(weights) :]
+        for rows in plan.chunks(ctx.indices[0], x):
+            sources, kinds, drop = (None if i is None else i[rows] for i in ctx.indices)
+            with torch.enable_grad():
+                leaves = [
+                    F.embedding(sources, x).requires_grad_(need_x),
+                    harmonics[rows].detach().requires_grad_(need_harmonics),
+                    radial[rows].detach().requires_grad_(need_radial),
+                    None if receiver_term is None else receiver_term[rows].detach().requires_grad_(),
+                    F.embedding(sources, sender_term).requires_grad_(),
+                    None if type_term is None else type_term.detach().requires_grad_(),
+                    radial_weight.detach().requires_grad_(),
+                ]
+                ys, h = plan.edge_factors(*leaves, kinds, drop)
+            grad_ys, grad_h = [], torch.zeros_like(h)
+            grad_parts = grad[rows].split([irrep.size for irrep in plan.irreps_out], dim=1)
+            for y, w, b, gw, gb, g, irrep, scale in zip(
+                ys, weights, biases, gweights, gbiases, grad_parts, plan.irreps_out, plan.scales
+            ):
+                y, hidden = y.detach(), h.detach()
+                g = (g * scale).reshape(-1, irrep.multiplicity)
+                w = w.flatten(0, 1)
+                z = (y.transpose(1, 2) @ hidden).view(-1, len(w))
+                gw.flatten(0, 1).addmm_(z.T, g)
+                gb.addmm_(y.sum(1).view(-1, len(b)).T, g)
+                gz = torch.mm(g, w.T, out=z).view(len(y), -1, h.shape[-1])
+                grad_h += y @ gz
+                grad_ys.append(torch.baddbmm((g @ b.T).view(len(y), 1, -1), hidden, gz.transpose(1, 2)))
+            # a path-less output has a y without gradient history
+            outputs = [(o, g) for o, g in zip([*ys, h], [*grad_ys, grad_h]) if o.requires_grad]
+            wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+            found = iter(torch.autograd.grad([o for o, _ in outputs], wanted, [g for _, g in outputs], allow_unused=True))
+            found = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
+            if found[0] is not None:
+                gx.index_add_(0, sources.flatten(), found[0].flatten(0, 1))
+            gsender.index_add_(0, sources.flatten(), found[4].flatten(0, 1))
+            for target, value in ((gharmonics, found[1]), (gradial, found[2]), (greceiver, found[3])):
+                if value is not None:
+                    target[rows] = value
+            for target, value in ((gtype, found[5]), (gradial_weight, found[6])):
+                if value is not None:
+                    target += value
+        return (None, None, None, None, *grads)
+
+
+class TensorProductConvolution(nn.Module):
+    """Fully connected tensor product of sender features with edge harmonics, its weights made by a two-layer perceptron from
+    the edge scalars, averaged over neighbours. Equal to e3nn's `FullyConnectedTensorProduct` with external weights.
+
+    The edge scalars are the concatenation [radial, edge type embedding, receiver scalars, sender scalars]; absent ones have
+    width 0. The first layer is split along this concatenation, so that the parts which belong to nodes are computed once per
+    node. Each path from (input, harmonic) to an output is scaled by sqrt((2 l + 1) / sum of input channels of the paths into
+    that output); weights of an output stand under its name as `(input channels of its paths, edge width, output channels)`.
+    """
+
+    def __init__(self, irreps_in, irreps_edge, irreps_out, radial_size, type_size=0, receiver_size=0, sender_size=0, dropout=0.0):
+        super().__init__()
+        self.irreps_in, self.irreps_edge, self.irreps_out = tuple(irreps_in), tuple(irreps_edge), tuple(irreps_out)
+        self.outputs, self.scales = [], []
+        for out in self.irreps_out:
+            paths = [
+                (a, b)
+                for a, first in enumerate(self.irreps_in)
+                for b, second in enumerate(self.irreps_edge)
+                if first.parity * second.parity == out.parity
+                and abs(first.degree - second.degree) <= out.degree <= first.degree + second.degree
+            ]
+            if not paths:
+                raise ValueError(f"No path from {self.irreps_in} and {self.irreps_edge} leads to {out.name}.")
+            self.outputs.append(paths)
+            self.scales.append(math.sqrt(out.components / sum(self.irreps_in[a].multiplicity for a, _ in paths)))
+        self.sizes = (radial_size, type_size, receiver_size, sender_size)
+        width = sum(self.sizes)
+        self.dropout = dropout
+        self.edge_dense = nn.Linear(width, width)
+        channels = [sum(self.irreps_in[a].multiplicity for a, _ in paths) for paths in self.outputs]
+        self.weights = nn.ParameterDict(
+            {o.name: nn.Parameter(torch.empty(u, width, o.multiplicity)) for u, o in zip(channels, self.irreps_out)}
+        )
+        self.biases = nn.ParameterDict(
+            {o.name: nn.Parameter(torch.empty(u, o.multiplicity)) for u, o in zip(channels, self.irreps_out)}
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        bound = 1 / math.sqrt(sum(self.sizes))
+        for parameter in (*self.weights.values(), *self.biases.values()):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def chunks(self, senders, x):
+        """Slices of receivers whose largest intermediate stays near the size of the processor's cache."""
+        budget = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
+        widest = max(o.components * len(self.weights[o.name]) for o in self.irreps_out)
+        step = max(1, budget // (widest * sum(self.sizes) + senders.shape[1] * widest))
+        return [slice(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
+
+    def edge_factors(
+        self, x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, edge_types, dropout_mask
+    ):
+        """Factors of the messages of some receivers.
+
+        Returns one y per output, `(n, k, (2 l + 1) * channels)`, and h `(n, k, edge width)`.
+        """
+        h = F.linear(radial, radial_weight) + sender_term
+        if receiver_term is not None:
+            h = h + receiver_term.unsqueeze(1)
+        if type_term is not None:
+            h = h + F.embedding(edge_types, type_term)
+        h = F.relu(h)
+        if dropout_mask is not None:
+            h = h * dropout_mask.to(h.dtype) / (1 - self.dropout)
+        inputs = split_irreps(x, self.irreps_in)
+        edges = harmonics.split([irrep.size for irrep in self.irreps_edge], dim=-1)
+        couplings = {}
+        ys = []
+        for out, paths in zip(self.irreps_out, self.outputs):
+            parts = []
+            for a, b in paths:
+                key = (self.irreps_in[a].degree, b, out.degree)
+                if key not in couplings:
+                    symbols = wigner_3j(key[0], self.irreps_edge[b].degree, key[2], x.dtype, x.device)
+                    couplings[key] = torch.einsum("abc,nkb->nkca", symbols, edges[b])
+                parts.append(couplings[key] @ inputs[a])
+            ys.append(torch.cat(parts, dim=-1).flatten(-2))
+        return ys, h
+
+    def forward(self, x, edges: EdgeFeatures, type_embeddings=None, receiver_scalars=None, sender_scalars=None):
+        """
+        Args:
+            x (`torch.FloatTensor` of shape `(num_nodes, size of irreps_in)`): features of all nodes.
+            edges (`EdgeFeatures`): of the receivers.
+            type_embeddings (`torch.FloatTensor` of shape `(num_types, type_size)`), receiver_scalars (`(num_receivers,
+                receiver_size)`), sender_scalars (`(num_nodes, sender_size)`): the other edge scalars.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_receivers, size of irreps_out)`.
+        """
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            dtype = self.edge_dense.weight.dtype
+            by_radial, by_type, by_receiver, by_sender = self.edge_dense.weight.split(self.sizes, dim=1)
+            sender_term = F.linear(sender_scalars.to(dtype), by_sender, self.edge_dense.bias)
+            receiver_term = None if receiver_scalars is None else F.linear(receiver_scalars.to(dtype), by_receiver)
+            type_term = None if type_embeddings is None else F.linear(type_embeddings.to(dtype), by_type)
+            dropout_mask = None
+            if self.training and self.dropout > 0:
+                shape = (*edges.senders.shape, sum(self.sizes))
+                dropout_mask = torch.rand(shape, device=x.device) >= self.dropout
+            return _Convolution.apply(
+                self, edges.senders, edges.edge_types, dropout_mask, x.to(dtype),
+                (edges.harmonics * edges.weight.unsqueeze(-1)).to(dtype), edges.radial.to(dtype), receiver_term, sender_term,
+                type_term, by_radial, *(self.weights[o.name] for o in self.irreps_out), *(self.biases[o.name] for o in self.irreps_out),
+            )  # fmt: skip
+
+
+class EquivariantLayerNorm(nn.Module):
+    """Per irrep: 0e loses its channel mean; all are divided by the root of the mean square over channels and components, and
+    multiplied by a weight per channel; 0e gets a bias."""
+
+    def __init__(self, irreps, eps: float = 1e-5):
+        super().__init__()
+        self.irreps = tuple(irreps)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(sum(irrep.multiplicity for irrep in self.irreps)))
+        num_scalars = sum(irrep.multiplicity for irrep in self.irreps if irrep.name == "0e")
+        self.bias = nn.Parameter(torch.zeros(num_scalars)) if num_scalars else None
+
+    def reset_parameters(self):
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x):
+        weights = self.weight.split([irrep.multiplicity for irrep in self.irreps])
+        out = []
+        for part, irrep, weight in zip(split_irreps(x, self.irreps), self.irreps, weights):
+            if irrep.name == "0e":
+                part = part - part.mean(-1, keepdim=True)
+            part = part * (part.pow(2).mean((-1, -2), keepdim=True) + self.eps).rsqrt() * weight
+            if irrep.name == "0e":
+                part = part + self.bias
+            out.append(part.flatten(-2))
+        return torch.cat(out, dim=-1)
+
+
+__all__ = [
+    "BOND_HARMONICS", "HARMONICS", "EdgeFeatures", "EquivariantLayerNorm", "Irrep", "NeighborList",
+    "TensorProductConvolution", "bond_harmonics", "gaussian_basis", "irreps_size", "mean_weight", "neighbor_lists",
+    "smallest", "spherical_harmonics", "split_irreps", "squared_distances", "to_channel_major", "wigner_3j",
+]  # fmt: skip

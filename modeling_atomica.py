@@ -1,0 +1,735 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Atomica model: a hierarchical SE(3)-equivariant encoder of atoms and blocks, and its denoising heads.
+
+The mathematics is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906), so that its weights give the same numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_atomica import NUM_SPECIAL_BLOCKS, AtomicaConfig
+from .geometry_atomica import (
+    BOND_HARMONICS,
+    HARMONICS,
+    EdgeFeatures,
+    EquivariantLayerNorm,
+    Irrep,
+    TensorProductConvolution,
+    bond_harmonics,
+    gaussian_basis,
+    irreps_size,
+    mean_weight,
+    neighbor_lists,
+    smallest,
+    spherical_harmonics,
+    split_irreps,
+    squared_distances,
+    to_channel_major,
+)
+
+
+NUM_EDGE_TYPES = 4
+
+
+def encoder_irreps(depth: int, num_scalars: int):
+    """Irreps of a node after `depth` layers: scalars, then vectors and more as harmonics reach them."""
+    half = num_scalars // 2
+    irreps = [Irrep(num_scalars, 0, 1)]
+    if depth > 0:
+        irreps += [Irrep(half, 1, -1), Irrep(half, 2, 1)]
+    if depth > 1:
+        irreps += [Irrep(half, 1, 1), Irrep(half, 2, -1)]
+    if depth > 2:
+        irreps += [Irrep(num_scalars, 0, -1)]
+    return tuple(irreps)
+
+
+def segment_sum(values, index, num_segments: int):
+    """Sum of rows `values` with the same `index` -> `(num_segments, ...)`."""
+    return values.new_zeros((num_segments, *values.shape[1:])).index_add_(0, index, values)
+
+
+def segment_mean(values, index, num_segments: int):
+    """Mean of rows `values` with the same `index` (zero where there are none)."""
+    count = segment_sum(torch.ones_like(index, dtype=values.dtype), index, num_segments)
+    return segment_sum(values, index, num_segments) / count.clamp_min(1).view(-1, *[1] * (values.ndim - 1))
+
+
+def masked_mean(values, mask):
+    """Mean of `values` where `mask`; zero, with a zero gradient, where there is nothing."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+@dataclass
+class AtomicaModelOutput(ModelOutput):
+    """
+    Output of `AtomicaModel`.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, num_blocks, hidden_size)`): h_block, unit length; zero on padding.
+        pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`): h_graph, unit length.
+        atom_hidden_state (`torch.FloatTensor` of shape `(batch, num_atoms, atom_hidden_size)`): h_atom, unit length; zero on padding.
+        atom_irreps, block_irreps (`torch.FloatTensor` of shape `(batch, num_atoms or num_blocks, size)`): features before
+            the read-out, in e3nn's layout; returned with `output_irreps=True`.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    atom_hidden_state: torch.FloatTensor | None = None
+    atom_irreps: torch.FloatTensor | None = None
+    block_irreps: torch.FloatTensor | None = None
+
+
+@dataclass
+class AtomicaForPreTrainingOutput(ModelOutput):
+    """
+    Output of `AtomicaForPreTraining`. A loss without anything to predict in the batch is exactly zero; a `*_baseline` is the
+    same loss for predicting zero (for the masked blocks: for predicting all classes alike).
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): weighted sum of the losses below; returned with labels.
+        atom_prediction (`torch.FloatTensor` of shape `(batch, num_atoms, 3)`): times sigma, estimates (clean - noisy) / sigma.
+        torsion_prediction (`torch.FloatTensor` of shape `(batch, num_torsions)`): score of the angle each bond was turned by.
+        translation_prediction (`torch.FloatTensor` of shape `(batch, 3)`): times sigma, estimates minus the drawn direction z.
+        rotation_prediction (`torch.FloatTensor` of shape `(batch, 3)`): score of the rotation vector.
+        prediction_logits (`torch.FloatTensor` of shape `(batch, num_blocks, vocab_size - 4)`): class = token id - 4.
+        last_hidden_state, pooler_output, atom_hidden_state: as in `AtomicaModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    atom_loss: torch.FloatTensor | None = None
+    torsion_loss: torch.FloatTensor | None = None
+    translation_loss: torch.FloatTensor | None = None
+    rotation_loss: torch.FloatTensor | None = None
+    mask_loss: torch.FloatTensor | None = None
+    atom_baseline: torch.FloatTensor | None = None
+    torsion_baseline: torch.FloatTensor | None = None
+    translation_baseline: torch.FloatTensor | None = None
+    rotation_baseline: torch.FloatTensor | None = None
+    mask_baseline: torch.FloatTensor | None = None
+    prediction_logits: torch.FloatTensor | None = None
+    atom_prediction: torch.FloatTensor | None = None
+    torsion_prediction: torch.FloatTensor | None = None
+    translation_prediction: torch.FloatTensor | None = None
+    rotation_prediction: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    atom_hidden_state: torch.FloatTensor | None = None
+
+
+class ComplexIndex:
+    """Where every block and atom of a padded batch stands in the flat tensors `(total_blocks, ...)` and `(total_atoms, ...)`.
+    Built once in a forward pass; every index the model needs is read from here."""
+
+    def __init__(self, config, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids):
+        self.batch, self.num_blocks = input_ids.shape
+        self.num_atoms = atom_ids.shape[1]
+        self.block_mask = attention_mask.bool()
+        self.atom_mask = atom_to_block >= 0
+        self.block_slots = self.block_mask.flatten().nonzero().squeeze(1)
+        self.atom_slots = self.atom_mask.flatten().nonzero().squeeze(1)
+        self.total_blocks, self.total_atoms = len(self.block_slots), len(self.atom_slots)
+        self.complex_of_block = self.block_slots // self.num_blocks
+        self.complex_of_atom = self.atom_slots // self.num_atoms
+
+        self.segments = token_type_ids
+        self.atom_segments = token_type_ids.gather(1, atom_to_block.clamp_min(0))
+        self.num_segments = (token_type_ids * self.block_mask).amax(1) + 1
+        self.flat_atom = self.atom_mask.flatten().cumsum(0).view(self.batch, self.num_atoms) - 1
+        flat_block = self.block_mask.flatten().cumsum(0).view(self.batch, self.num_blocks) - 1
+        self.block_of_atom = flat_block[self.complex_of_atom, self.unpad_atoms(atom_to_block)]
+
+        is_global = input_ids == config.global_token_id
+        in_graph_as_global = is_global | (input_ids == config.unk_token_id) if config.unknown_as_global else is_global
+        self.is_global_block = self.unpad_blocks(is_global)
+        self.is_global_atom = self.is_global_block[self.block_of_atom]
+        self.global_block_nodes = in_graph_as_global
+        self.global_atom_nodes = in_graph_as_global.gather(1, atom_to_block.clamp_min(0))
+
+        self.positions = positions
+        self.atom_positions = self.unpad_atoms(positions)
+        self.block_positions = segment_mean(self.atom_positions, self.block_of_atom, self.total_blocks)
+
+    def unpad_blocks(self, padded):
+        return padded.flatten(0, 1)[self.block_slots]
+
+    def unpad_atoms(self, padded):
+        return padded.flatten(0, 1)[self.atom_slots]
+
+    def pad_blocks(self, flat):
+        padded = flat.new_zeros(self.batch * self.num_blocks, *flat.shape[1:]).index_copy(0, self.block_slots, flat)
+        return padded.view(self.batch, self.num_blocks, *flat.shape[1:])
+
+    def pad_atoms(self, flat):
+        padded = flat.new_zeros(self.batch * self.num_atoms, *flat.shape[1:]).index_copy(0, self.atom_slots, flat)
+        return padded.view(self.batch, self.num_atoms, *flat.shape[1:])
+
+
+@dataclass
+class NodeEdges:
+    """The edges of all nodes of one level, as groups of receivers with dense rows of neighbours.
+
+    `groups`: per group the receivers, their `EdgeFeatures` without radial part, and the distances `(n, k)` in angstrom;
+    `order` puts the concatenated groups back into node order.
+    """
+
+    groups: list
+    order: torch.Tensor
+
+
+def node_edges(positions, padded_positions, valid, segments, is_global, num_neighbors, with_globals, softening, dtype):
+    """Neighbour lists of the nodes of one level, with the directions and lengths of their edges."""
+    with torch.no_grad():
+        lists = neighbor_lists(padded_positions, valid, segments, is_global, num_neighbors, with_globals)
+    groups = []
+    for edges in lists:
+        vectors = positions[edges.senders] - positions[edges.receivers].unsqueeze(1)
+        distances = vectors.norm(dim=-1).to(dtype)
+        harmonics = spherical_harmonics(vectors, softening).to(dtype)
+        features = EdgeFeatures(edges.senders, edges.edge_types, harmonics, None, mean_weight(edges.mask, dtype))
+        groups.append((edges.receivers, features, distances))
+    return NodeEdges(groups, torch.cat([edges.receivers for edges in lists]).argsort())
+
+
+class AtomicaDistanceEmbedding(nn.Module):
+    """Distances `(...)` in angstrom -> `(..., edge_size)`: Gaussians, then linear-ReLU-linear."""
+
+    def __init__(self, config, cutoff: float):
+        super().__init__()
+        self.size, self.cutoff = config.edge_size, cutoff
+        self.dense_in = nn.Linear(config.edge_size, config.edge_size)
+        self.dense_out = nn.Linear(config.edge_size, config.edge_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, distances):
+        basis = gaussian_basis(distances, self.size, self.cutoff)
+        return self.dense_out(self.dropout(F.relu(self.dense_in(basis))))
+
+
+class AtomicaMLP(nn.Module):
+    """ReLU-linear, again and again, through the given sizes; the last layer has a bias or not."""
+
+    def __init__(self, config, sizes, last_bias: bool = True):
+        super().__init__()
+        pairs = list(zip(sizes, sizes[1:]))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias=last_bias or i < len(pairs) - 1) for i, (a, b) in enumerate(pairs)
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(self.dropout(F.relu(x)))
+        return x
+
+
+class AtomicaConvolution(nn.Module):
+    """Tensor-product convolution over the edges of all nodes, then the equivariant layer norm."""
+
+    def __init__(self, config, num_scalars: int, irreps_in, irreps_out):
+        super().__init__()
+        self.num_scalars = num_scalars
+        self.convolution = TensorProductConvolution(
+            irreps_in, HARMONICS, irreps_out, config.edge_size, config.edge_size, num_scalars, num_scalars,
+            config.hidden_dropout_prob,
+        )  # fmt: skip
+        self.norm = EquivariantLayerNorm(irreps_out)
+
+    def forward(self, x, edges: NodeEdges, radials, type_embeddings):
+        scalars = x[:, : self.num_scalars]
+        updates = []
+        for (receivers, features, _), radial in zip(edges.groups, radials):
+            features = EdgeFeatures(features.senders, features.edge_types, features.harmonics, radial, features.weight)
+            updates.append(self.convolution(x, features, type_embeddings, scalars[receivers], scalars))
+        return self.norm(torch.cat(updates)[edges.order])
+
+
+class AtomicaLayer(GradientCheckpointingLayer):
+    """One encoder layer: x <- pad(x) + norm(convolution(x))."""
+
+    def __init__(self, config, num_scalars: int, depth: int):
+        super().__init__()
+        self.message = AtomicaConvolution(
+            config, num_scalars, encoder_irreps(depth, num_scalars), encoder_irreps(depth + 1, num_scalars)
+        )
+
+    def forward(self, x, edges, radials, type_embeddings):
+        update = self.message(x, edges, radials, type_embeddings)
+        return F.pad(x, (0, update.shape[1] - x.shape[1])) + update
+
+
+class AtomicaEncoder(nn.Module):
+    """Encoder of one level. Flat scalars `(num_nodes, num_scalars)` -> (irreps, unit-length read-out of the same width)."""
+
+    def __init__(self, config, num_scalars: int, cutoff: float):
+        super().__init__()
+        self.num_scalars = num_scalars
+        self.irreps = encoder_irreps(config.num_hidden_layers, num_scalars)
+        self.edge_type_embeddings = nn.Embedding(NUM_EDGE_TYPES, config.edge_size)
+        self.distance_embedding = AtomicaDistanceEmbedding(config, cutoff)
+        self.layers = nn.ModuleList(AtomicaLayer(config, num_scalars, i) for i in range(config.num_hidden_layers))
+        scalars = sum(irrep.multiplicity for irrep in self.irreps if irrep.degree == 0)
+        self.readout_in = nn.Linear(scalars, scalars)
+        self.readout_out = nn.Linear(scalars, num_scalars)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x, edges: NodeEdges):
+        radials = [self.distance_embedding(distances) for _, _, distances in edges.groups]
+        for layer in self.layers:
+            x = layer(x, edges, radials, self.edge_type_embeddings.weight)
+        parts = zip(split_irreps(x, self.irreps), self.irreps)
+        scalars = torch.cat([part.squeeze(-2) for part, irrep in parts if irrep.degree == 0], dim=-1)
+        readout = self.readout_out(self.dropout(F.relu(self.readout_in(scalars))))
+        return x, F.normalize(readout, dim=-1)
+
+
+class AtomicaAtomToBlockAttention(nn.Module):
+    """Each block attends over its own atoms with one query; residual and layer norm.
+
+    With `attend_to_padding`, the atoms of a block are followed by rows of zeros up to the largest block of the batch; their
+    keys and values are the biases, so they need not be written out.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attend_to_padding = config.attend_to_padding
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.atom_hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.atom_hidden_size, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, blocks, atoms, block_of_atom):
+        num_blocks = len(blocks)
+        heads = lambda x: x.view(*x.shape[:-1], self.num_heads, -1)  # noqa: E731
+        query = heads(self.query(blocks)) * (blocks.shape[-1] // self.num_heads) ** -0.5
+        key, value = heads(self.key(atoms)), heads(self.value(atoms))
+        scores = (query[block_of_atom] * key).sum(-1)
+        empty_score = (query * heads(self.key.bias)).sum(-1)
+
+        count = segment_sum(torch.ones_like(block_of_atom), block_of_atom, num_blocks)
+        rows = count.amax().clamp_min(1) if self.attend_to_padding and len(count) else count.clamp_min(1)
+        empty_rows = (rows - count).unsqueeze(-1).to(scores.dtype)
+        with torch.no_grad():
+            largest = torch.where(empty_rows > 0, empty_score, -torch.inf)
+            largest = largest.scatter_reduce(0, block_of_atom.unsqueeze(-1).expand_as(scores), scores, "amax")
+        weights = (scores - largest[block_of_atom]).exp()
+        empty_weights = empty_rows * torch.where(empty_rows > 0, empty_score - largest, 0.0).exp()
+        total = segment_sum(weights, block_of_atom, num_blocks) + empty_weights
+        mixed = segment_sum(weights.unsqueeze(-1) * value, block_of_atom, num_blocks)
+        mixed = (mixed + empty_weights.unsqueeze(-1) * heads(self.value.bias)) / total.unsqueeze(-1)
+        return self.norm(blocks + self.output(mixed.flatten(1)))
+
+
+class AtomicaPoolingLayer(nn.Module):
+    """Self-attention over the blocks of a complex; residual and layer norm."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, x, allowed):
+        heads = [p.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in self.query_key_value(x).chunk(3, dim=-1)]
+        mixed = F.scaled_dot_product_attention(*heads, attn_mask=allowed[:, None, None])
+        return self.norm(x + self.output(mixed.transpose(1, 2).flatten(2)))
+
+
+class AtomicaPooler(nn.Module):
+    """Blocks of a complex -> one unit-length vector: self-attention, sum, linear.
+
+    With `attend_to_padding`, rows of zeros up to the largest complex take part in every layer and are left out of the sum.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.attend_to_padding = config.attend_to_padding
+        self.layers = nn.ModuleList(AtomicaPoolingLayer(config) for _ in range(config.num_pooling_layers))
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, blocks, takes_part, block_mask):
+        """blocks `(total_blocks, hidden)`, takes_part `(total_blocks,)`, block_mask `(batch, num_blocks)` -> `(batch, hidden)`."""
+        batch, width = block_mask.shape
+        complex_id, position = block_mask.nonzero(as_tuple=True)
+        takes_part = torch.zeros_like(block_mask).index_put((complex_id, position), takes_part)
+        row = takes_part.cumsum(1) - 1
+        count = takes_part.sum(1, keepdim=True)
+        source = takes_part[complex_id, position]
+        row = row[complex_id, position][source]
+        x = blocks.new_zeros(batch, width, blocks.shape[-1]).index_put((complex_id[source], row), blocks[source])
+        arange = torch.arange(width, device=blocks.device)
+        valid = arange < count
+        # a complex without any block to attend to attends to one row of zeros
+        allowed = arange < (count.amax() if self.attend_to_padding else count.clamp_min(1))
+        allowed = allowed.expand_as(valid)
+        for layer in self.layers:
+            x = layer(x, allowed)
+        return F.normalize(self.dense((x * valid.unsqueeze(-1)).sum(1)), dim=-1)
+
+
+class AtomicaPreTrainedModel(PreTrainedModel):
+    config_class = AtomicaConfig
+    base_model_prefix = "atomica"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AtomicaLayer", "AtomicaPoolingLayer"]
+
+    def _init_weights(self, module):
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+class AtomicaModel(AtomicaPreTrainedModel):
+    """Encoder of molecules and complexes: atoms, blocks and whole complexes to vectors."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.block_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.atom_embeddings = nn.Embedding(config.atom_vocab_size, config.atom_hidden_size)
+        if config.num_modalities:
+            self.modality_embeddings = nn.Embedding(config.num_modalities, config.hidden_size)
+        self.atom_encoder = AtomicaEncoder(config, config.atom_hidden_size, config.atom_cutoff)
+        self.atom_to_block_attention = AtomicaAtomToBlockAttention(config)
+        self.block_encoder = AtomicaEncoder(config, config.hidden_size, config.block_cutoff)
+        self.pooler = AtomicaPooler(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.block_embeddings
+
+    def set_input_embeddings(self, value):
+        self.block_embeddings = value
+
+    def check_inputs(self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids):
+        """Shapes and types only; values are checked where examples are made, because reading them would stall a device."""
+        given = {"input_ids": input_ids, "atom_ids": atom_ids, "atom_to_block": atom_to_block, "positions": positions}
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise ValueError(f"Atomica needs {', '.join(given)}; missing: {', '.join(missing)}. `AtomicaProcessor` makes them.")
+        if input_ids.ndim != 2 or atom_ids.ndim != 2:
+            raise ValueError(
+                "`input_ids` and `atom_ids` must have shapes (batch, num_blocks) and (batch, num_atoms), got "
+                f"{tuple(input_ids.shape)} and {tuple(atom_ids.shape)}."
+            )
+        expected = {
+            "attention_mask": (attention_mask, tuple(input_ids.shape)),
+            "token_type_ids": (token_type_ids, tuple(input_ids.shape)),
+            "atom_ids": (atom_ids, (len(input_ids), atom_ids.shape[1])),
+            "atom_to_block": (atom_to_block, tuple(atom_ids.shape)),
+            "positions": (positions, (*atom_ids.shape, 3)),
+            "modality_ids": (modality_ids, (len(input_ids),)),
+        }
+        for name, (value, shape) in expected.items():
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected {shape}.")
+        if not positions.is_floating_point():
+            raise ValueError(f"`positions` are {positions.dtype}, expected floating-point numbers in angstrom.")
+        if self.config.num_modalities and modality_ids is None:
+            raise ValueError(f"This model has {self.config.num_modalities} modalities: `modality_ids` are needed.")
+        if modality_ids is not None and not self.config.num_modalities:
+            raise ValueError("`modality_ids` were given to a model without modalities (`num_modalities` is 0).")
+
+    def encode(self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids):
+        """Inputs as in `forward` -> (`ComplexIndex`, flat atom edges, atom irreps, h_atom, block irreps, h_block, h_graph)."""
+        self.check_inputs(input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids)
+        config = self.config
+        if attention_mask is None:
+            attention_mask = input_ids != config.pad_token_id
+        if token_type_ids is None:
+            token_type_ids = ((input_ids == config.global_token_id).cumsum(1) - 1).clamp_min(0)
+        dtype = self.dtype
+        positions = positions.to(torch.promote_types(positions.dtype, dtype))
+        index = ComplexIndex(config, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids)
+
+        atom_edges = node_edges(
+            index.atom_positions, positions, index.atom_mask, index.atom_segments, index.global_atom_nodes,
+            config.num_neighbors, config.atom_global_message_passing, config.direction_softening, dtype,
+        )  # fmt: skip
+        atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
+
+        blocks = self.block_embeddings(index.unpad_blocks(input_ids))
+        if config.num_modalities:
+            modality = self.modality_embeddings(modality_ids)[index.complex_of_block]
+            blocks = blocks + index.is_global_block.unsqueeze(-1) * modality
+        keep = torch.ones_like(index.is_global_atom) if config.atom_global_message_passing else ~index.is_global_atom
+        blocks = self.atom_to_block_attention(blocks, h_atom[keep], index.block_of_atom[keep])
+
+        block_edges = node_edges(
+            index.block_positions, index.pad_blocks(index.block_positions), index.block_mask, index.segments,
+            index.global_block_nodes, config.num_neighbors, config.global_message_passing, config.direction_softening, dtype,
+        )  # fmt: skip
+        block_irreps, h_block = self.block_encoder(blocks, block_edges)
+        takes_part = torch.ones_like(index.is_global_block) if config.global_message_passing else ~index.is_global_block
+        h_graph = self.pooler(h_block, takes_part, index.block_mask)
+        return index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        output_irreps: bool = False,
+        return_dict: bool | None = None,
+    ) -> AtomicaModelOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, num_blocks)`): block tokens; each segment starts with `<global>`.
+            atom_ids (`torch.LongTensor` of shape `(batch, num_atoms)`): atom tokens, 0 on padding.
+            atom_to_block (`torch.LongTensor` of shape `(batch, num_atoms)`): block of each atom, -1 on padding.
+            positions (`torch.FloatTensor` of shape `(batch, num_atoms, 3)`): in angstrom.
+            attention_mask (`torch.LongTensor` of shape `(batch, num_blocks)`): 1 for a block, 0 for padding; by default what
+                is not `<pad>`.
+            token_type_ids (`torch.LongTensor` of shape `(batch, num_blocks)`): segment of each block; by default counted
+                from the `<global>` blocks.
+            modality_ids (`torch.LongTensor` of shape `(batch,)`): kind of each complex, for models with modalities.
+            output_irreps (`bool`): also return the features before the read-outs.
+
+        Raises:
+            `ValueError`: if an input is missing or of another shape.
+        """
+        index, _, atom_irreps, h_atom, block_irreps, h_block, h_graph = self.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids
+        )
+        output = AtomicaModelOutput(index.pad_blocks(h_block), h_graph, index.pad_atoms(h_atom))
+        if output_irreps:
+            output["atom_irreps"] = index.pad_atoms(to_channel_major(atom_irreps, self.atom_encoder.irreps))
+            output["block_irreps"] = index.pad_blocks(to_channel_major(block_irreps, self.block_encoder.irreps))
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+
+class AtomicaAtomNoiseHead(nn.Module):
+    """One vector per atom: a convolution over the encoder's edges to 1o + 1e, scaled by a number from the atom's block."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.distance_embedding = AtomicaDistanceEmbedding(config, config.atom_cutoff)
+        irreps_in = encoder_irreps(config.num_hidden_layers, config.atom_hidden_size)
+        self.message = AtomicaConvolution(config, config.atom_hidden_size, irreps_in, (Irrep(1, 1, -1), Irrep(1, 1, 1)))
+        self.scale = AtomicaMLP(config, (config.hidden_size, config.hidden_size, 1), last_bias=False)
+
+    def forward(self, atom_irreps, atom_edges, type_embeddings, h_block, block_of_atom):
+        radials = [self.distance_embedding(distances) for _, _, distances in atom_edges.groups]
+        vectors = self.message(atom_irreps, atom_edges, radials, type_embeddings)
+        return (vectors[:, :3] + vectors[:, 3:]) * self.scale(h_block)[block_of_atom]
+
+
+class AtomicaRigidHead(nn.Module):
+    """Translation and rotation of the perturbed segment: one message from each of its atoms to their centre."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_scalars = config.atom_hidden_size
+        self.softening = config.direction_softening
+        self.distance_embedding = AtomicaDistanceEmbedding(config, config.rigid_cutoff)
+        irreps_out = (Irrep(2, 1, -1), Irrep(2, 1, 1))
+        self.convolution = TensorProductConvolution(
+            encoder_irreps(config.num_hidden_layers, config.atom_hidden_size), HARMONICS, irreps_out, config.edge_size,
+            sender_size=config.atom_hidden_size, dropout=config.hidden_dropout_prob,
+        )  # fmt: skip
+        self.norm = EquivariantLayerNorm(irreps_out)
+        sizes = (config.hidden_size, config.hidden_size, 1)
+        self.translation_scale = AtomicaMLP(config, sizes, last_bias=False) if config.use_translation_noise else None
+        self.rotation_scale = AtomicaMLP(config, sizes, last_bias=False) if config.use_rotation_noise else None
+
+    def forward(self, atom_irreps, h_graph, index, perturbed_segment):
+        """-> translation and rotation, each `(batch, 3)`, or None for what the model does not predict."""
+        dtype = atom_irreps.dtype
+        inside = index.atom_mask & (index.atom_segments == perturbed_segment[:, None])
+        weight = mean_weight(inside, index.positions.dtype)
+        centre = (index.positions * weight.unsqueeze(-1)).sum(1, keepdim=True)
+        vectors = (index.positions - centre) * inside.unsqueeze(-1)
+        harmonics = spherical_harmonics(vectors, self.softening).to(dtype)
+        radial = self.distance_embedding(vectors.norm(dim=-1).to(dtype))
+        edges = EdgeFeatures(index.flat_atom.clamp_min(0), None, harmonics, radial, weight.to(dtype))
+        found = self.norm(self.convolution(atom_irreps, edges, sender_scalars=atom_irreps[:, : self.num_scalars]))
+        odd, even = split_irreps(found, self.norm.irreps)
+        vectors = odd + even
+        translation = None if self.translation_scale is None else vectors[..., 0] * self.translation_scale(h_graph)
+        rotation = None if self.rotation_scale is None else vectors[..., 1] * self.rotation_scale(h_graph)
+        return translation, rotation
+
+
+class AtomicaTorsionHead(nn.Module):
+    """One score per bond: a message from the atoms around its middle, with harmonics that know the bond's axis."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.num_scalars = config.atom_hidden_size
+        self.num_neighbors, self.cutoff, self.softening = config.num_neighbors, config.torsion_cutoff, config.direction_softening
+        self.distance_embedding = AtomicaDistanceEmbedding(config, config.torsion_cutoff)
+        irreps_out = (Irrep(self.num_scalars, 0, -1), Irrep(self.num_scalars, 0, 1))
+        self.convolution = TensorProductConvolution(
+            encoder_irreps(config.num_hidden_layers, self.num_scalars), BOND_HARMONICS, irreps_out, config.edge_size,
+            receiver_size=self.num_scalars, sender_size=self.num_scalars, dropout=config.hidden_dropout_prob,
+        )  # fmt: skip
+        self.norm = EquivariantLayerNorm(irreps_out)
+        self.dense = nn.Linear(2 * self.num_scalars, self.num_scalars, bias=False)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.output = nn.Linear(self.num_scalars, 1, bias=False)
+
+    def forward(self, atom_irreps, index, torsion_index):
+        """torsion_index `(batch, num_torsions, 2)` -> scores `(batch, num_torsions)`, zero on padding."""
+        dtype = atom_irreps.dtype
+        complex_id, slot = (torsion_index[..., 0] >= 0).nonzero(as_tuple=True)
+        first, second = torsion_index[complex_id, slot].unbind(-1)
+        start, end = index.positions[complex_id, first], index.positions[complex_id, second]
+        middle = (start + end) / 2
+        surroundings = index.positions[complex_id]
+        with torch.no_grad():
+            distances = squared_distances(middle.unsqueeze(1), surroundings).squeeze(1)
+            nearest, found = smallest(distances.masked_fill(~index.atom_mask[complex_id], torch.inf), self.num_neighbors)
+            found &= distances.gather(1, nearest) <= self.cutoff**2
+        vectors = surroundings.gather(1, nearest.unsqueeze(-1).expand(-1, -1, 3)) - middle.unsqueeze(1)
+        harmonics = spherical_harmonics(vectors, self.softening)
+        bond = spherical_harmonics(end - start, self.softening).unsqueeze(1).expand(-1, nearest.shape[1], -1)
+        senders = index.flat_atom[complex_id.unsqueeze(1), nearest].clamp_min(0)
+        edges = EdgeFeatures(
+            senders, None, bond_harmonics(harmonics, bond).to(dtype),
+            self.distance_embedding(vectors.norm(dim=-1).to(dtype)), mean_weight(found, dtype),
+        )  # fmt: skip
+        scalars = atom_irreps[:, : self.num_scalars]
+        ends = scalars[index.flat_atom[complex_id, first]] + scalars[index.flat_atom[complex_id, second]]
+        features = self.norm(self.convolution(atom_irreps, edges, receiver_scalars=ends, sender_scalars=scalars))
+        scores = self.output(self.dropout(torch.tanh(self.dense(features)))).squeeze(-1)
+        return scores.new_zeros(torsion_index.shape[:2]).index_put((complex_id, slot), scores)
+
+
+class AtomicaForPreTraining(AtomicaPreTrainedModel):
+    """Atomica with the heads that repair a perturbed complex; `config.use_*` says which."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.atomica = AtomicaModel(config)
+        if config.use_atom_noise:
+            self.atom_noise_head = AtomicaAtomNoiseHead(config)
+        if config.use_translation_noise or config.use_rotation_noise:
+            self.rigid_head = AtomicaRigidHead(config)
+        if config.use_torsion_noise:
+            self.torsion_head = AtomicaTorsionHead(config)
+        if config.use_masking:
+            num_classes = config.vocab_size - NUM_SPECIAL_BLOCKS
+            self.mask_head = AtomicaMLP(config, (config.hidden_size, config.hidden_size, num_classes, num_classes))
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        perturbed_segment: torch.LongTensor | None = None,
+        atom_noise_labels: torch.FloatTensor | None = None,
+        atom_noise_sigma: torch.FloatTensor | None = None,
+        torsion_index: torch.LongTensor | None = None,
+        torsion_labels: torch.FloatTensor | None = None,
+        translation_labels: torch.FloatTensor | None = None,
+        translation_sigma: torch.FloatTensor | None = None,
+        rotation_labels: torch.FloatTensor | None = None,
+        return_dict: bool | None = None,
+    ) -> AtomicaForPreTrainingOutput:
+        """
+        The inputs of `AtomicaModel`, of a perturbed complex, and what was done to it.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, num_blocks)`): token of each masked block, -100 elsewhere.
+            perturbed_segment (`torch.LongTensor` of shape `(batch,)`): the segment that was moved, -1 for none.
+            atom_noise_labels (`torch.FloatTensor` of shape `(batch, num_atoms, 3)`): (clean - noisy) / sigma of the perturbed
+                segment.
+            atom_noise_sigma (`torch.FloatTensor` of shape `(batch,)`): sigma, in angstrom.
+            torsion_index (`torch.LongTensor` of shape `(batch, num_torsions, 2)`): the atoms of each turned bond, -1 on padding.
+            torsion_labels (`torch.FloatTensor` of shape `(batch, num_torsions)`): score of each angle, per radian.
+            translation_labels (`torch.FloatTensor` of shape `(batch, 3)`): z, where the segment moved by sigma z.
+            translation_sigma (`torch.FloatTensor` of shape `(batch,)`): sigma, in angstrom.
+            rotation_labels (`torch.FloatTensor` of shape `(batch, 3)`): score of the rotation vector, per radian.
+        """
+        config = self.config
+        index, atom_edges, atom_irreps, h_atom, _, h_block, h_graph = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids
+        )
+        if perturbed_segment is None:
+            perturbed_segment = input_ids.new_full((index.batch,), -1)
+        out = AtomicaForPreTrainingOutput(
+            last_hidden_state=index.pad_blocks(h_block), pooler_output=h_graph, atom_hidden_state=index.pad_atoms(h_atom)
+        )
+
+        losses = []
+
+        def add_loss(name, prediction, loss_of):
+            out[f"{name}_loss"] = loss_of(prediction)
+            out[f"{name}_baseline"] = loss_of(torch.zeros_like(prediction)).detach()
+            losses.append(getattr(config, f"{name}_loss_weight") * out[f"{name}_loss"])
+
+        rigid = (perturbed_segment >= 0) & (index.num_segments > 1)
+        if config.use_atom_noise:
+            out["atom_prediction"] = index.pad_atoms(
+                self.atom_noise_head(
+                    atom_irreps, atom_edges, self.atomica.atom_encoder.edge_type_embeddings.weight, h_block, index.block_of_atom
+                )
+            )
+            if atom_noise_labels is not None:
+                moved = index.atom_mask & (index.atom_segments == perturbed_segment[:, None])
+
+                def atom_loss(prediction):
+                    error = atom_noise_sigma[:, None, None] * prediction - atom_noise_labels
+                    per_complex = (error.pow(2).sum(-1) * moved).sum(1) / moved.sum(1).clamp_min(1)
+                    return masked_mean(per_complex, moved.any(1))
+
+                add_loss("atom", out["atom_prediction"], atom_loss)
+        if config.use_torsion_noise and torsion_index is not None:
+            out["torsion_prediction"] = self.torsion_head(atom_irreps, index, torsion_index)
+            if torsion_labels is not None:
+                turned = torsion_index[..., 0] >= 0
+
+                def torsion_loss(prediction):
+                    error = (prediction - torsion_labels).pow(2) * turned
+                    return masked_mean(error.sum(1) / turned.sum(1).clamp_min(1), turned.any(1))
+
+                add_loss("torsion", out["torsion_prediction"], torsion_loss)
+        if config.use_translation_noise or config.use_rotation_noise:
+            translation, rotation = self.rigid_head(atom_irreps, h_graph, index, perturbed_segment)
+            out["translation_prediction"], out["rotation_prediction"] = translation, rotation
+            if config.use_translation_noise and translation_labels is not None:
+                add_loss(
+                    "translation",
+                    translation,
+                    lambda p: masked_mean((translation_sigma[:, None] * p + translation_labels).pow(2).mean(-1), rigid),
+                )
+            if config.use_rotation_noise and rotation_labels is not None:
+                add_loss("rotation", rotation, lambda p: masked_mean((p - rotation_labels).pow(2).mean(-1), rigid))
+        if config.use_masking:
+            out["prediction_logits"] = index.pad_blocks(self.mask_head(h_block))
+            if labels is not None:
+                masked = labels >= 0
+                classes = torch.where(masked, labels - NUM_SPECIAL_BLOCKS, -100).flatten()
+
+                def mask_loss(logits):
+                    total = F.cross_entropy(
+                        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
+                        classes, ignore_index=-100, reduction="sum",
+                    )  # fmt: skip
+                    return total / masked.sum().clamp_min(1)
+
+                add_loss("mask", out["prediction_logits"], mask_loss)
+        if losses:
+            out["loss"] = sum(losses)
+        return out if return_dict is None or return_dict else out.to_tuple()
+
+
+__all__ = ["AtomicaForPreTraining", "AtomicaModel", "AtomicaPreTrainedModel"]
