@@ -293,7 +293,7 @@ def mean_weight(mask, dtype):
     return mask / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**21}
+_CHUNK_ELEMENTS = {"cpu": 2**22}
 _CHUNK_ELEMENTS_ACCELERATOR = 2**26
 
 

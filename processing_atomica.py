@@ -1,0 +1,332 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""`Structure` -> the tensors of the model: blocks, atoms, and which bonds of it can turn."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rdkit import Chem
+from transformers import BatchFeature, ProcessorMixin
+
+from .structure_atomica import (
+    INTERFACE_DISTANCE,
+    AMINO_ACID_NAMES,
+    MACROMOLECULE_SUFFIXES,
+    MOLECULE_SUFFIXES,
+    NUCLEOTIDE_NAMES,
+    Structure,
+    StructureError,
+    bonds_by_distance,
+    read_interface,
+    read_structures,
+    structure_from_mol,
+    structure_from_mols,
+    structure_from_smiles,
+    suffix_of,
+)
+
+
+ATOM_TOKENS = ("<pad>", "<mask>", "<global>")  # then the elements 1-118: token = atomic number + 2
+ATOM_PAD, ATOM_MASK, ATOM_GLOBAL = range(3)
+
+# names that are padded, with fill value and type
+_PADDED = {
+    "input_ids": (0, torch.long),
+    "token_type_ids": (0, torch.long),
+    "attention_mask": (0, torch.long),
+    "atom_ids": (ATOM_PAD, torch.long),
+    "atom_to_block": (-1, torch.long),
+    "positions": (0.0, torch.float32),
+    "labels": (-100, torch.long),
+    "atom_noise_labels": (0.0, torch.float32),
+    "torsion_index": (-1, torch.long),
+    "torsion_labels": (0.0, torch.float32),
+}
+MODEL_INPUTS = ("input_ids", "token_type_ids", "attention_mask", "atom_ids", "atom_to_block", "positions")
+
+
+def pad_examples(examples, names=None, return_tensors="pt"):
+    """List of examples (dictionaries of lists or arrays) -> batch, padded to the longest. Names without padding are stacked.
+
+    Raises:
+        `ValueError`: if the examples do not all have the same names.
+    """
+    names = list(names or examples[0])
+    batch = {}
+    for name in names:
+        missing = [i for i, example in enumerate(examples) if name not in example]
+        if missing:
+            raise ValueError(f"Example {missing[0]} of the batch has no {name!r}; it has {', '.join(examples[missing[0]])}.")
+        values = [np.asarray(example[name]) for example in examples]
+        if name not in _PADDED:
+            batch[name] = torch.from_numpy(np.stack(values))
+            if batch[name].is_floating_point():
+                batch[name] = batch[name].float()
+            continue
+        fill, dtype = _PADDED[name]
+        tail = {"positions": (3,), "atom_noise_labels": (3,), "torsion_index": (2,)}.get(name, ())
+        width = max(len(value) for value in values)
+        padded = np.full((len(values), width, *tail), fill, dtype=np.float32 if dtype.is_floating_point else np.int64)
+        for row, value in zip(padded, values):
+            row[: len(value)] = value.reshape(len(value), *tail)
+        batch[name] = torch.from_numpy(padded)
+    if return_tensors == "np":
+        return {name: value.numpy() for name, value in batch.items()}
+    return batch
+
+
+def rotatable_bonds(num_atoms, bonds):
+    """Bonds whose cutting leaves two parts of at least two atoms; bond orders are ignored.
+
+    Returns:
+        List of (u, v, atoms of the part of u, atoms of the part of v).
+    """
+    neighbors = [[] for _ in range(num_atoms)]
+    for a, b in bonds:
+        neighbors[a].append(b)
+        neighbors[b].append(a)
+
+    def part(start, cut_off):
+        seen, stack = {start}, [start]
+        while stack:
+            node = stack.pop()
+            for other in neighbors[node]:
+                if other not in seen and not (node == start and other == cut_off):
+                    seen.add(other)
+                    stack.append(other)
+        return seen
+
+    found = []
+    for u, v in bonds:
+        if len(neighbors[u]) < 2 or len(neighbors[v]) < 2:
+            continue
+        of_v = part(v, u)
+        if u not in of_v:
+            found.append((u, v, sorted(part(u, v)), sorted(of_v)))
+    return found
+
+
+def is_backbone(name: str) -> bool:
+    """Whether an atom of this name belongs to the backbone of a protein or nucleic acid, which never turns."""
+    return name in ("N", "CA", "C", "O", "OXT", "P", "OP1", "OP2", "OP3", "O1P", "O2P", "O3P") or "'" in name or "*" in name
+
+
+class _Block:
+    """One block on its way to tensors: token id, and where its atoms stand in their component."""
+
+    def __init__(self, token, component, atoms, index):
+        self.token, self.component, self.atoms, self.index = token, component, atoms, index
+        self.positions = component.positions[atoms]
+
+
+def _near_as_published(blocks, others, distance):
+    """Blocks some i-th atom of which is closer than `distance` to the i-th atom of a block of the other side: ATOMICA
+    compares padded coordinate arrays atom by atom, not every atom with every other."""
+    width = max(len(block.atoms) for block in blocks + others)
+
+    def padded(side):
+        array = np.full((len(side), width, 3), np.nan)
+        for row, block in zip(array, side):
+            row[: len(block.atoms)] = block.positions
+        return array
+
+    with np.errstate(invalid="ignore"):
+        near = np.linalg.norm(padded(blocks)[:, None] - padded(others), axis=-1) < distance
+    return [block for block, keep in zip(blocks, near.any(axis=(1, 2))) if keep]
+
+
+class AtomicaProcessor(ProcessorMixin):
+    """
+    SMILES, RDKit molecules, SDF, PDB and mmCIF -> the inputs of Atomica.
+
+    ```python
+    processor("CC(=O)Oc1ccccc1C(=O)O")                                # a molecule, built in 3D
+    processor([("CCO", "O"), "c1ccccc1"])                             # a pair and a molecule
+    processor("complex.cif", side_a="A", side_b="B_C")                # two sides of an interface
+    processor("complex.cif", side_a="A", side_b="A:UDP:900", ligand_smiles="...")
+    ```
+
+    Args:
+        tokenizer (`AtomicaTokenizer`): block vocabulary and fragments.
+        interface_distance (`float`): residues with an atom closer than this to the other side are kept, in angstrom.
+        as_published (`bool`): read complexes as ATOMICA does, for its weights; see `read_interface`.
+        seed (`int`): of the conformers built from SMILES.
+    """
+
+    def __init__(self, tokenizer, interface_distance=INTERFACE_DISTANCE, as_published=False, seed=0, **kwargs):
+        self.interface_distance = interface_distance
+        self.as_published = as_published
+        self.seed = seed
+        super().__init__(tokenizer, **kwargs)
+
+    @property
+    def model_input_names(self):
+        return list(MODEL_INPUTS)
+
+    def read(self, item, side_a=None, side_b=None, ligand_smiles=None):
+        """One input -> list of `Structure` (a file may hold several).
+
+        Raises:
+            `StructureError`: naming what is wrong with it.
+        """
+        if isinstance(item, Structure):
+            return [item.check()]
+        if isinstance(item, Chem.Mol):
+            return [structure_from_mol(item)]
+        if isinstance(item, (tuple, list)) and item:
+            if all(isinstance(part, str) for part in item):
+                return [structure_from_smiles(tuple(item), seed=self.seed)]
+            if all(isinstance(part, Chem.Mol) for part in item):
+                return [structure_from_mols(item)]
+        if isinstance(item, Path) or (isinstance(item, str) and suffix_of(item) in MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES):
+            if side_a is None and side_b is None:
+                return list(read_structures(item, as_published=self.as_published))
+            if side_a is None or side_b is None:
+                raise StructureError("bad_side", f"{item}: `side_a` and `side_b` belong together, got {side_a!r}, {side_b!r}.")
+            return read_interface(
+                item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published
+            )
+        if isinstance(item, str):
+            return [structure_from_smiles(item, seed=self.seed)]
+        raise StructureError(
+            "unknown_input",
+            f"Expected SMILES, an RDKit molecule, a Structure, a path, or a pair of molecules; got {type(item).__name__}: {item!r}.",
+        )
+
+    def _blocks(self, segment):
+        blocks = []
+        vocabulary = self.tokenizer.get_vocab()
+        for index, component in enumerate(segment):
+            if component.mol is None:
+                token = vocabulary.get(component.name, self.tokenizer.unk_token_id)
+                blocks.append(_Block(token, component, list(range(len(component.elements))), index))
+            else:
+                for token, atoms in zip(*self.tokenizer.fragment(component.mol)):
+                    blocks.append(_Block(vocabulary[token], component, list(atoms), index))
+        return blocks
+
+    def encode(self, structure):
+        """`Structure` -> one example, a dictionary of arrays and lists:
+
+        name, input_ids, token_type_ids, attention_mask `(num_blocks,)`; atom_ids, atom_to_block `(num_atoms,)`; positions
+        `(num_atoms, 3)`; block_origins, atom_origins (where each came from, as text); and for the torsion puzzle
+        torsion_bonds `(num_torsions, 2)` (the atom that stays, the atom that turns), torsion_atoms (per bond, the atoms that
+        turn) and segment_is_polymer (per segment, whether only its side chains turn).
+
+        Raises:
+            `StructureError`: if the structure is empty, has positions that are not finite, or no interface.
+        """
+        segments = [self._blocks(segment) for segment in structure.check().segments]
+        if structure.published_distance is not None:
+            first, second = segments
+            segments = [
+                _near_as_published(first, second, structure.published_distance),
+                _near_as_published(second, first, structure.published_distance),
+            ]
+            if not all(segments):
+                raise StructureError(
+                    "no_interface", f"{structure.name}: no blocks are within {structure.published_distance} angstrom."
+                )
+        example = {name: [] for name in MODEL_INPUTS}
+        example.update(block_origins=[], atom_origins=[], torsion_bonds=[], torsion_atoms=[], segment_is_polymer=[])
+
+        def add_block(token, segment, origin, elements, positions, names):
+            example["atom_to_block"] += [len(example["input_ids"])] * len(names)
+            example["input_ids"].append(token)
+            example["token_type_ids"].append(segment)
+            example["block_origins"].append(str(origin))
+            example["atom_ids"] += elements
+            example["positions"] += positions
+            example["atom_origins"] += names
+
+        for segment, blocks in enumerate(segments):
+            centre = np.concatenate([block.positions for block in blocks]).mean(0)
+            add_block(self.tokenizer.global_token_id, segment, "", [ATOM_GLOBAL], [centre.tolist()], [""])
+            where = {}  # (component, atom of it) -> atom of the example
+            for block in blocks:
+                start = len(example["atom_ids"])
+                component = block.component
+                where.update({(block.index, atom): start + i for i, atom in enumerate(block.atoms)})
+                elements = [int(component.elements[atom]) + len(ATOM_TOKENS) - 1 for atom in block.atoms]
+                names = [component.atom_names[atom] for atom in block.atoms]
+                add_block(block.token, segment, component.origin, elements, block.positions.tolist(), names)
+            is_polymer = any(block.component.mol is None for block in blocks)
+            example["segment_is_polymer"].append(int(is_polymer))
+            for index, component in {block.index: block.component for block in blocks}.items():
+                atoms = [atom for i, atom in where if i == index]
+                for stays, turns, moving in _turns(component, atoms, is_polymer):
+                    example["torsion_bonds"].append([where[index, stays], where[index, turns]])
+                    example["torsion_atoms"].append([where[index, atom] for atom in moving])
+        example["attention_mask"] = [1] * len(example["input_ids"])
+        for name in MODEL_INPUTS:
+            example[name] = np.array(example[name], dtype=np.float32 if name == "positions" else np.int64)
+        return {"name": structure.name, **example}
+
+    def __call__(
+        self, inputs, side_a=None, side_b=None, ligand_smiles=None, return_tensors=None, padding=True, return_origins=False
+    ):  # fmt: skip
+        """Inputs of the model for one input, or for a list of them.
+
+        Args:
+            inputs: SMILES, an RDKit molecule with 3D coordinates, a tuple of either (a complex), a `Structure`, a path to a
+                structure file; or a list of these. A file with several records gives several examples.
+            side_a, side_b (`str`): sides of an interface, for PDB and mmCIF: chains (`"A"`, `"B_C"`) or a ligand
+                (`"A:UDP"`, `"A:UDP:900"`).
+            ligand_smiles (`str`): bonds of the ligand.
+            return_tensors (`str`): `"pt"` or `"np"`; None for lists.
+            padding (`bool`): pad to the longest; without it, several examples come as lists of arrays.
+            return_origins (`bool`): also return names, block_origins and atom_origins.
+
+        Raises:
+            `StructureError`: for the first input that cannot be read.
+        """
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"`return_tensors` is {return_tensors!r}, expected 'pt', 'np' or None.")
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError("No inputs were given.")
+        items = inputs if isinstance(inputs, list) else [inputs]
+        structures = [s for item in items for s in self.read(item, side_a, side_b, ligand_smiles)]
+        examples = [self.encode(structure) for structure in structures]
+        if return_tensors is not None and (padding or len(examples) == 1):
+            batch = pad_examples(examples, MODEL_INPUTS, return_tensors)
+        elif return_tensors is not None:
+            raise ValueError("Examples of different sizes need `padding=True` to become one tensor.")
+        else:
+            batch = {name: [example[name].tolist() for example in examples] for name in MODEL_INPUTS}
+            if len(examples) == 1 and not isinstance(inputs, list):
+                batch = {name: value[0] for name, value in batch.items()}
+        if return_origins:
+            for key, name in (("names", "name"), ("block_origins", "block_origins"), ("atom_origins", "atom_origins")):
+                batch[key] = [example[name] for example in examples]
+        return BatchFeature(batch)
+
+    def pad(self, examples, return_tensors="pt"):
+        """Examples of `encode` -> a padded batch of the model's inputs."""
+        return BatchFeature(pad_examples(examples, MODEL_INPUTS, return_tensors))
+
+
+def _turns(component, atoms, is_polymer):
+    """Bonds of a component that the torsion puzzle may turn: (atom that stays, atom that turns, turning atoms). Of residues
+    side chains turn, about their backbone; of molecules the smaller part; molecules among residues do not turn."""
+    if is_polymer:
+        if component.mol is not None or component.name not in AMINO_ACID_NAMES | NUCLEOTIDE_NAMES:
+            return []
+        bonds = bonds_by_distance(component.elements, component.positions).tolist()
+        backbone = {i for i in range(len(component.atom_names)) if is_backbone(component.atom_names[i])}
+    else:
+        kept = set(atoms)
+        ends = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in component.mol.GetBonds()]
+        bonds = [(a, b) for a, b in ends if a in kept and b in kept]
+        backbone = None
+    turns = []
+    for u, v, of_u, of_v in rotatable_bonds(len(component.elements), bonds):
+        if backbone is None:
+            turns.append((u, v, of_v) if len(of_v) <= len(of_u) else (v, u, of_u))
+        elif not backbone.intersection(of_v):
+            turns.append((u, v, of_v))
+        elif not backbone.intersection(of_u):
+            turns.append((v, u, of_u))
+    return turns
+
+
+__all__ = ["ATOM_GLOBAL", "ATOM_MASK", "ATOM_PAD", "MODEL_INPUTS", "AtomicaProcessor", "pad_examples"]
