@@ -728,6 +728,8 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
 
                 add_loss("mask", out["prediction_logits"], mask_loss)
         if losses:
+            if not (config.use_translation_noise or config.use_rotation_noise):
+                losses.append(0.0 * h_graph.sum())  # distributed training wants every parameter in the graph
             out["loss"] = sum(losses)
         return out if return_dict is None or return_dict else out.to_tuple()
 

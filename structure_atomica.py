@@ -125,9 +125,9 @@ class ReadReport:
         code = getattr(error, "code", type(error).__name__)
         self.rejected.append((str(name), code, str(error)))
 
-    def keep(self, structure):
+    def keep(self, notes=()):
         self.kept += 1
-        self.notes.update(structure.notes)
+        self.notes.update(notes)
 
     def to_dict(self):
         return {
@@ -185,7 +185,6 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     mol = Chem.AddHs(mol)
     parameters = AllChem.ETKDGv3()
     parameters.randomSeed = seed
-    parameters.maxIterations = 50
     if AllChem.EmbedMolecule(mol, parameters) < 0:
         parameters.useRandomCoords = True
         if AllChem.EmbedMolecule(mol, parameters) < 0:
@@ -470,7 +469,17 @@ def _fit_template(template, component):
     match = next(matcher.isomorphisms_iter(), None)
     if match is None:
         return None
-    return Chem.RenumberAtoms(template, sorted(match, key=match.__getitem__))
+    # built anew from elements, charges and bonds: stereochemistry, and hydrogens written as in [C@H], are not carried over
+    Chem.Kekulize(template, clearAromaticFlags=True)
+    mol = Chem.RWMol()
+    for i in sorted(match, key=match.__getitem__):
+        atom = Chem.Atom(template.GetAtomWithIdx(i).GetAtomicNum())
+        atom.SetFormalCharge(template.GetAtomWithIdx(i).GetFormalCharge())
+        mol.AddAtom(atom)
+    for bond in template.GetBonds():
+        mol.AddBond(match[bond.GetBeginAtomIdx()], match[bond.GetEndAtomIdx()], bond.GetBondType())
+    Chem.SanitizeMol(mol)
+    return mol.GetMol()
 
 
 def _ligand(component, smiles, notes):
@@ -479,12 +488,6 @@ def _ligand(component, smiles, notes):
         return [_as_ion(component)]
     if smiles:
         template = Chem.RemoveAllHs(_parse(smiles, str(component.origin)))
-        Chem.RemoveStereochemistry(template)
-        for atom in template.GetAtoms():
-            if not atom.GetIsAromatic() and not atom.GetFormalCharge() and not atom.GetNumRadicalElectrons():
-                atom.SetNoImplicit(False)  # the hydrogen of [C@H] is like any other
-                atom.SetNumExplicitHs(0)
-        Chem.SanitizeMol(template)
         component.mol = _fit_template(template, component)
         if component.mol is not None:
             return [component]
@@ -720,9 +723,9 @@ def _index_row(path, row, as_published):
     return structures
 
 
-def list_inputs(path, as_published: bool = False):
-    """Everything a path holds, as work to be done: a list of (name, function, arguments) that each give a `Structure` or a
-    list of them. A folder is searched for structure files; tables and SDF files are split into rows and records.
+def list_inputs(path, as_published: bool = False, seed: int = 0):
+    """Everything a path holds, as work to be done: a list of (name, function, arguments); each call gives a `Structure` or a
+    list of them, or raises `StructureError`, and can be made in another process. A folder is searched for structure files; tables and SDF files are split into rows and records.
 
     Raises:
         `StructureError`: if the path is missing, empty, or of a kind that is not known.
@@ -735,7 +738,7 @@ def list_inputs(path, as_published: bool = False):
         if not files:
             known = " ".join(MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES)
             raise StructureError("empty_folder", f"{path}: no structure files in it ({known}, also .gz).")
-        return [work for file in files for work in list_inputs(file, as_published)]
+        return [work for file in files for work in list_inputs(file, as_published, seed)]
     kind = suffix_of(path)
     if kind in MACROMOLECULE_SUFFIXES:
         return [(path.name, read_macromolecule, (str(path), INTERFACE_DISTANCE, as_published))]
@@ -760,21 +763,21 @@ def list_inputs(path, as_published: bool = False):
         for i, row in enumerate(rows, 1):
             smiles = (row[column] or "").strip()
             name = (title and (row[title] or "").strip()) or smiles or f"row {i}"
-            work.append((f"{path.name} row {i}: {name}", _smiles_row, (smiles, name, row)))
+            work.append((f"{path.name} row {i}: {name}", _smiles_row, (smiles, name, row, seed)))
         return work
     known = " ".join(MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES + TABLE_SUFFIXES)
     raise StructureError("unknown_format", f"{path}: files ending in {kind or 'nothing'!r} are not known; expected {known}.")
 
 
-def _smiles_row(smiles, name, row, seed=0):
+def _smiles_row(smiles, name, row, seed):
     structure = structure_from_smiles(smiles, name, seed)
     structure.properties = {key: value for key, value in row.items() if key and value}
     return structure
 
 
-def read_structures(path, report: ReadReport | None = None, as_published: bool = False):
+def read_structures(path, report: ReadReport | None = None, as_published: bool = False, seed: int = 0):
     """Yields every `Structure` of a file or folder; what cannot be read goes into `report`, or raises without one."""
-    for name, function, arguments in list_inputs(path, as_published):
+    for name, function, arguments in list_inputs(path, as_published, seed):
         try:
             found = function(*arguments)
         except StructureError as error:
@@ -784,7 +787,7 @@ def read_structures(path, report: ReadReport | None = None, as_published: bool =
             continue
         for structure in found if isinstance(found, list) else [found]:
             if report is not None:
-                report.keep(structure)
+                report.keep(structure.notes)
             yield structure
 
 

@@ -249,10 +249,13 @@ class AtomicaTokenizer(PreTrainedTokenizer):
         if self.atom_order == "input":
             return mol, list(range(mol.GetNumAtoms()))
         mol = Chem.Mol(mol)
-        Chem.RemoveStereochemistry(mol)
-        ranks = list(Chem.CanonicalRankAtoms(mol))
-        order = sorted(range(len(ranks)), key=ranks.__getitem__)
-        return Chem.RenumberAtoms(mol, order), order
+        smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
+        parameters = Chem.SmilesParserParams()
+        parameters.removeHs = False
+        again = Chem.MolFromSmiles(smiles, parameters)
+        if again is None:
+            raise ValueError(f"RDKit cannot read its own SMILES of this molecule: {smiles!r}.")
+        return again, list(mol.GetPropsAsDict(True, True)["_smilesAtomOutputOrder"])
 
     def fragment(self, mol):
         """Cuts a molecule into fragments.

@@ -1,0 +1,54 @@
+"""Makes what the repository ships from examples/molecules.csv: examples/pairs.csv, and at the root vocab.json,
+tokenizer_config.json, processor_config.json and config.json, so that the clone itself opens with the Auto classes.
+
+    python examples/make_repository_files.py
+"""
+
+import csv
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem
+
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer  # noqa: E402
+
+
+NUM_PAIRS, LARGEST = 100, 16  # pairs, heavy atoms of a partner
+VOCAB_SIZE, MIN_COUNT = 240, 4
+
+
+def make_pairs(rows, path):
+    small = [row for row in rows if Chem.MolFromSmiles(row["smiles"]).GetNumHeavyAtoms() <= LARGEST]
+    rng = np.random.default_rng(0)
+    pairs = {}
+    while len(pairs) < NUM_PAIRS:
+        a, b = (small[i] for i in rng.choice(len(small), size=2, replace=False))
+        pairs.setdefault(frozenset((a["name"], b["name"])), (f"{a['name']} + {b['name']}", f"{a['smiles']}.{b['smiles']}"))
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["name", "smiles"])
+        writer.writerows(pairs.values())
+
+
+def main():
+    with open(ROOT / "examples" / "molecules.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    make_pairs(rows, ROOT / "examples" / "pairs.csv")
+    tokenizer = AtomicaTokenizer().train_new_from_iterator((row["smiles"] for row in rows), VOCAB_SIZE, min_count=MIN_COUNT)
+    with tempfile.TemporaryDirectory() as folder:
+        AtomicaProcessor(tokenizer).save_pretrained(folder)
+        AtomicaConfig(vocab_size=len(tokenizer), architectures=["AtomicaForPreTraining"]).save_pretrained(folder)
+        for name in ("vocab.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+            shutil.copyfile(Path(folder) / name, ROOT / name)
+    print(f"{len(tokenizer)} tokens, {NUM_PAIRS} pairs.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Files of molecules and complexes -> a dataset of examples, which `run_pretraining.py` and the rest read without delay.
+
+    python prepare_dataset.py molecules.csv dimers.sdf.gz --output_dir prepared
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets.arrow_writer import ArrowWriter
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+
+from atomica_hf import ROOT, AtomicaProcessor, ReadReport, StructureError
+from atomica_hf.structure_atomica import list_inputs
+
+
+_INTEGERS, _TEXTS = List(Value("int64")), List(Value("string"))
+FEATURES = Features(
+    {
+        "name": Value("string"),
+        "input_ids": _INTEGERS,
+        "token_type_ids": _INTEGERS,
+        "attention_mask": _INTEGERS,
+        "atom_ids": _INTEGERS,
+        "atom_to_block": _INTEGERS,
+        "positions": List(List(Value("float32"))),
+        "block_origins": _TEXTS,
+        "atom_origins": _TEXTS,
+        "torsion_bonds": List(_INTEGERS),
+        "torsion_atoms": List(_INTEGERS),
+        "segment_is_polymer": _INTEGERS,
+    }
+)
+REPORT_FILE = "read_report.json"
+
+
+def _encode(processor, work):
+    """One piece of work -> (name, examples with their notes, error); never raises for bad input."""
+    name, function, arguments = work
+    try:
+        found = function(*arguments)
+        structures = found if isinstance(found, list) else [found]
+        return name, [(processor.encode(structure), structure.notes) for structure in structures], None
+    except StructureError as error:
+        return name, [], error
+    except Exception as error:  # one bad structure must not stop ten thousand; it is named and counted like the others
+        return name, [], StructureError("unexpected_error", f"{name}: {type(error).__name__}: {error}")
+
+
+_worker_processor = None
+
+
+def _start_worker(processor):
+    global _worker_processor
+    _worker_processor = processor
+
+
+def _encode_in_worker(work):
+    return _encode(_worker_processor, work)
+
+
+def read_examples(path, processor, report, num_proc=1, max_samples=None, progress=True):
+    """Yields the examples of a file or folder; what cannot be read goes into `report`.
+
+    Args:
+        path (`str` or `Path`): anything `list_inputs` knows.
+        processor (`AtomicaProcessor`): encodes each structure.
+        report (`ReadReport`): counts.
+        num_proc (`int`): processes; the order of examples does not depend on it.
+        max_samples (`int`): read only this many inputs.
+    """
+    work = list_inputs(path, processor.as_published, processor.seed)[:max_samples]
+    pool = None
+    if num_proc > 1:
+        context = multiprocessing.get_context("spawn")  # forking a process that has run torch threads can hang
+        pool = context.Pool(num_proc, initializer=_start_worker, initargs=(processor,))
+        results = pool.imap(_encode_in_worker, work, chunksize=16)
+    else:
+        results = (_encode(processor, item) for item in work)
+    try:
+        bar = tqdm(results, total=len(work), desc=f"Reading {Path(path).name}", disable=not progress, unit="structure")
+        for name, examples, error in bar:
+            if error is not None:
+                report.reject(name, error)
+            for example, notes in examples:
+                report.keep(notes)
+                yield example
+    finally:
+        if pool is not None:
+            pool.terminate()
+
+
+def is_prepared(path) -> bool:
+    return (Path(path) / "dataset_info.json").exists()
+
+
+def load_prepared(path, vocab_size=None) -> Dataset:
+    """A dataset that `prepare_dataset.py` wrote.
+
+    Raises:
+        `StructureError`: if columns are missing, or it was made with another vocabulary.
+    """
+    dataset = load_from_disk(str(path))
+    missing = [name for name in FEATURES if name not in dataset.column_names]
+    if missing:
+        raise StructureError("not_prepared", f"{path}: a dataset without the columns {', '.join(missing)}.")
+    if vocab_size is not None and len(dataset):
+        largest = max(max(ids) for ids in dataset.select_columns("input_ids")["input_ids"])
+        if largest >= vocab_size:
+            raise StructureError(
+                "other_vocabulary", f"{path}: has block token {largest}, but the vocabulary has {vocab_size} tokens."
+            )
+    return dataset
+
+
+def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True):
+    """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
+
+    What is read is kept in `cache_dir` and found there again as long as input, processor and `max_samples` are the same.
+
+    Raises:
+        `StructureError`: if nothing could be read.
+    """
+    if is_prepared(path):
+        dataset = load_prepared(path, len(processor.tokenizer))
+        dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
+        return dataset, ReadReport(kept=len(dataset))
+    path = Path(path)
+    list_inputs(path)  # a missing or unknown input is an error before anything is written
+    key = hashlib.sha256(json.dumps(_description(path, processor, max_samples), sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{key}"
+    if not is_prepared(folder):
+        report = ReadReport()
+        temporary = Path(f"{folder}.{os.getpid()}.tmp")
+        temporary.mkdir(parents=True, exist_ok=True)
+        arrow = temporary / "examples.arrow"
+        with ArrowWriter(features=FEATURES, path=str(arrow)) as writer:
+            for example in read_examples(path, processor, report, num_proc, max_samples, progress):
+                writer.write(example)
+            writer.finalize()
+        if not report.kept:
+            shutil.rmtree(temporary)
+            raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
+        Dataset.from_file(str(arrow)).save_to_disk(str(temporary / "dataset"))
+        (temporary / "dataset" / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+        os.replace(temporary / "dataset", folder)
+        shutil.rmtree(temporary)
+    saved = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    rejected = [(row["name"], row["reason"], row["message"]) for row in saved["rejected"]]
+    return load_from_disk(str(folder)), ReadReport(saved["kept"], rejected, Counter(saved["notes"]))
+
+
+def _description(path, processor, max_samples):
+    """What an example depends on, for recognising it again."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if path.suffix == ".csv":  # an index depends on the files it names
+        files += sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)
+    return {
+        "files": [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
+        "fragments": processor.tokenizer.fragments,
+        "atom_order": processor.tokenizer.atom_order,
+        "interface": [processor.interface_distance, processor.as_published],
+        "seed": processor.seed,
+        "max_samples": max_samples,
+        "code": [hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest() for name in ("structure", "processing")],
+    }
+
+
+@dataclass
+class PrepareArguments:
+    output_dir: str = field(metadata={"help": "Folder for the dataset; must not exist."})
+    processor: str = field(default=str(ROOT), metadata={"help": "Folder or hub id with processor and tokenizer."})
+    num_proc: int = field(default=1, metadata={"help": "Processes that read."})
+    max_samples: int | None = field(default=None, metadata={"help": "Read only this many inputs of each file."})
+    seed: int = field(default=0, metadata={"help": "Seed of the conformers built from SMILES."})
+
+
+def main(argv=None):
+    parser = HfArgumentParser(PrepareArguments, description=__doc__)
+    parser.add_argument("inputs", nargs="+", help=".smi .csv .tsv .sdf .pdb .cif (also .gz), an index CSV, or folders of these")
+    arguments, rest = parser.parse_args_into_dataclasses(argv)
+    output = Path(arguments.output_dir)
+    if output.exists():
+        raise StructureError("output_exists", f"{output} exists already; name a new folder.")
+    processor = AtomicaProcessor.from_pretrained(arguments.processor, trust_remote_code=True)
+    processor.seed = arguments.seed
+    parts, total = [], ReadReport()
+    cache = Path(f"{output}.parts")
+    for path in rest.inputs:
+        dataset, report = load_examples(path, processor, cache, arguments.num_proc, arguments.max_samples)
+        print(f"{path}: {report.summary()}", file=sys.stderr)
+        parts.append(dataset)
+        total.kept += report.kept
+        total.rejected += report.rejected
+        total.notes.update(report.notes)
+    temporary = Path(f"{output}.tmp")
+    concatenate_datasets(parts).save_to_disk(str(temporary))
+    (temporary / REPORT_FILE).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
+    os.replace(temporary, output)
+    shutil.rmtree(cache, ignore_errors=True)
+    sizes = np.array([len(ids) for ids in load_from_disk(str(output)).select_columns("input_ids")["input_ids"]])
+    print(f"{output}: {len(sizes)} examples, {sizes.sum()} blocks (median {np.median(sizes):.0f}, largest {sizes.max()}).")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except StructureError as error:
+        sys.exit(f"prepare_dataset.py: error: {error}")

@@ -1,0 +1,661 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Pretrains Atomica by repairing perturbed molecules and complexes.
+
+    accelerate launch run_pretraining.py --train_file examples/molecules.csv --output_dir my-atomica
+
+The train file may be .smi, .csv, .tsv (SMILES), .sdf(.gz), an index CSV of complexes, a folder of structures, or a dataset
+written by prepare_dataset.py. Options may also stand in one JSON file, given as the only argument. The flags of ATOMICA's
+train.py are understood as aliases.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import concatenate_datasets
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+from transformers import AutoConfig, HfArgumentParser, get_scheduler
+from transformers.hf_argparser import HfArg
+
+from atomica_hf import (
+    ROOT, AtomicaConfig, AtomicaForPreTraining, AtomicaPreTrainingCollator, AtomicaProcessor, StructureError,
+)  # fmt: skip
+from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
+from atomica_hf.data_collator_atomica import TASKS, task_flags
+from prepare_dataset import load_examples
+
+
+LOSSES = ("atom", "torsion", "translation", "rotation", "mask")
+SCHEDULES = ("cosine_with_restarts", "cosine", "linear", "constant", "constant_with_warmup")
+STATE_FILE = "trainer_state.json"
+
+
+class UsageError(ValueError):
+    """Options or files that do not fit together; the message is all the user sees."""
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = HfArg(default=None, help="Start from this checkpoint (folder or hub id) instead of from scratch.")
+    processor_name_or_path: str | None = HfArg(
+        default=None, help="Processor and tokenizer; by default those of the model, or of this repository."
+    )
+    hidden_size: int | None = HfArg(
+        default=None, aliases=["--block_hidden_size"], help="Channels of a block; by default as many as of an atom."
+    )
+    atom_hidden_size: int | None = HfArg(default=None, help="Channels of an atom (32).")
+    edge_size: int | None = HfArg(default=None, help="Gaussians and width of the edge embeddings (32).")
+    num_hidden_layers: int | None = HfArg(default=None, aliases=["--n_layers"], help="Layers of each encoder (4).")
+    num_neighbors: int | None = HfArg(default=None, aliases=["--k_neighbors"], help="Nearest neighbours per segment (8).")
+    hidden_dropout_prob: float | None = HfArg(default=None, aliases=["--dropout"], help="Dropout (0).")
+    gradient_checkpointing: bool = HfArg(default=False, help="Trade time for memory.")
+
+
+@dataclass
+class DataArguments:
+    train_file: list[str] = HfArg(
+        aliases=["--train_set"], help="What to train on: files, folders, or prepared datasets, one or several."
+    )
+    validation_file: str | None = HfArg(default=None, aliases=["--valid_set"], help="What to validate on.")
+    validation_split_percentage: float = HfArg(default=0.0, help="Without a validation file: share of the train file, in percent.")
+    max_train_samples: int | None = HfArg(default=None, help="Read only this many inputs of each train file.")
+    max_eval_samples: int | None = HfArg(default=None, help="Read only this many inputs of the validation file.")
+    max_blocks_per_batch: int = HfArg(
+        default=1000, aliases=["--max_n_vertex_per_gpu"], help="Blocks in one batch of one process, padding included."
+    )
+    max_blocks_per_example: int = HfArg(
+        default=256, aliases=["--max_n_vertex_per_item"], help="Larger complexes are cropped to this many blocks."
+    )
+    preprocessing_num_workers: int = HfArg(default=1, help="Processes that read the files.")
+    dataloader_num_workers: int = HfArg(default=0, aliases=["--num_workers"], help="Processes that make batches.")
+
+
+@dataclass
+class PuzzleArguments:
+    task: str = HfArg(default="pretrain_torsion_masking", metadata={"choices": list(TASKS)}, help="What is repaired.")
+    torsion_noise: float = HfArg(default=0.5, help="Standard deviation of a bond's turn, radian.")
+    translation_noise: float = HfArg(default=1.0, help="Largest sigma of a shift, angstrom.")
+    rotation_noise: float = HfArg(default=0.25, help="Sigma of a rotation, radian.")
+    max_rotation: float = HfArg(default=0.5, help="Largest angle of a rotation, radian.")
+    atom_noise: float = HfArg(default=1.0, help="Largest sigma of the noise on atoms, angstrom.")
+    mask_proportion: float = HfArg(default=0.1, help="Share of blocks that are hidden, at least one.")
+
+
+@dataclass
+class OptimizationArguments:
+    output_dir: str = HfArg(aliases=["--save_dir"], help="Where checkpoints and the final model go.")
+    run_name: str | None = HfArg(default=None, help="Name of the run in trackers and in the model card.")
+    num_train_epochs: float = HfArg(default=1.0, aliases=["--max_epoch"], help="Passes over the train file.")
+    max_train_steps: int | None = HfArg(default=None, help="Optimizer steps; overrides --num_train_epochs.")
+    learning_rate: float = HfArg(default=1e-4, aliases=["--lr"], help="Largest learning rate of AdamW.")
+    final_learning_rate: float = HfArg(default=1e-6, aliases=["--final_lr"], help="Learning rate at the end of a cosine.")
+    weight_decay: float = HfArg(default=0.0, help="Weight decay of AdamW.")
+    lr_scheduler_type: str = HfArg(
+        default="cosine_with_restarts", metadata={"choices": list(SCHEDULES)}, help="Course of the learning rate."
+    )
+    num_cycles: int = HfArg(default=1, help="Cosines of cosine_with_restarts, each from the largest learning rate.")
+    num_warmup_steps: int = HfArg(default=0, help="Optimizer steps of linear warm-up.")
+    max_grad_norm: float = HfArg(default=10.0, aliases=["--grad_clip"], help="Gradients are clipped to this norm.")
+    gradient_accumulation_steps: int = HfArg(default=1, help="Batches of one process per optimizer step.")
+    mixed_precision: str | None = HfArg(default=None, metadata={"choices": ["no", "fp16", "bf16"]}, help="As in accelerate.")
+    seed: int = HfArg(default=0, help="Seed of weights, order and puzzles.")
+    logging_steps: int = HfArg(default=10, help="Optimizer steps between two lines of metrics.jsonl.")
+    eval_steps: int | None = HfArg(default=None, help="Optimizer steps between validations; by default once an epoch.")
+    checkpointing_steps: int | None = HfArg(default=None, help="Optimizer steps between checkpoints; by default once an epoch.")
+    save_total_limit: int | None = HfArg(default=3, help="Checkpoints kept, the newest ones.")
+    resume_from_checkpoint: str | None = HfArg(default=None, help="A checkpoint folder, or 'latest'.")
+    report_to: str | None = HfArg(default=None, help="Tracker(s) of accelerate, for example tensorboard or wandb.")
+    push_to_hub: bool = HfArg(default=False, help="Upload the final model; the token is taken from the environment.")
+    hub_model_id: str | None = HfArg(default=None, help="Repository to upload to; by default the name of the output folder.")
+    hub_private_repo: bool = HfArg(default=False, help="Create it as a private one.")
+
+
+# data -------------------------------------------------------------------------------------------------------------------
+
+
+class NumberedExamples(Dataset):
+    """Examples by (epoch, index), so that a worker knows the seed of the puzzle it makes."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return {**self.dataset[index], "epoch": epoch, "example_index": index}
+
+
+class SizedBatchSampler(Sampler):
+    """Batches of (epoch, index) of at most `max_blocks` blocks, padding included; each example once an epoch over all
+    processes. Every process makes the same list and takes its share; batches are halved until all have equally many."""
+
+    def __init__(self, sizes, max_blocks, seed, shuffle=True, num_processes=1, rank=0):
+        self.sizes, self.max_blocks, self.seed, self.shuffle = np.asarray(sizes), max_blocks, seed, shuffle
+        self.num_processes, self.rank = num_processes, rank
+        self.epoch = self.first_batch = 0
+        if len(self.sizes) < num_processes:
+            raise UsageError(f"{len(self.sizes)} examples cannot be shared among {num_processes} processes.")
+
+    def all_batches(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.sizes)) if self.shuffle else np.arange(len(self.sizes))
+        # similar sizes together within a window of the shuffled order: little padding, and still a new mixture every epoch
+        window = 512
+        batches, batch, widest = [], [], 0
+        for start in range(0, len(order), window):
+            part = order[start : start + window]
+            for index in part[np.argsort(self.sizes[part], kind="stable")]:
+                size = max(widest, self.sizes[index])
+                if batch and size * (len(batch) + 1) > self.max_blocks:
+                    batches.append(batch)
+                    batch, size = [], self.sizes[index]
+                batch.append(int(index))
+                widest = size
+        batches.append(batch)
+        while len(batches) % self.num_processes:
+            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            half = len(batches[largest]) // 2
+            if not half:
+                raise UsageError(f"{len(batches)} batches of one example cannot be shared among {self.num_processes} processes.")
+            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
+        return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
+
+    def __len__(self):
+        return len(self.all_batches()) // self.num_processes
+
+    def __iter__(self):
+        for batch in self.all_batches()[self.rank :: self.num_processes][self.first_batch :]:
+            yield [(self.epoch, index) for index in batch]
+
+
+def block_sizes(dataset, largest):
+    lengths = [len(ids) for ids in dataset.select_columns("input_ids")["input_ids"]]
+    return np.minimum(lengths, largest)
+
+
+def class_log_frequencies(dataset, num_classes):
+    """Log share of every block token among the maskable blocks, one added to each count: what a guesser without eyes knows."""
+    counts = np.ones(num_classes)
+    for ids in dataset.select_columns("input_ids")["input_ids"]:
+        ids = np.asarray(ids)
+        np.add.at(counts, ids[ids >= NUM_SPECIAL_BLOCKS] - NUM_SPECIAL_BLOCKS, 1)
+    return torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
+
+
+# model ------------------------------------------------------------------------------------------------------------------
+
+
+def load_processor(arguments):
+    name = arguments.processor_name_or_path or arguments.model_name_or_path or str(ROOT)
+    try:
+        return AtomicaProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no Atomica processor there ({error}).") from error
+
+
+def load_model(arguments, task, processor):
+    """Model from scratch or from a checkpoint, with the heads of the task."""
+    sizes = {
+        name: getattr(arguments, name)
+        for name in ("hidden_size", "atom_hidden_size", "edge_size", "num_hidden_layers", "num_neighbors", "hidden_dropout_prob")
+        if getattr(arguments, name) is not None
+    }
+    vocab_size = len(processor.tokenizer)
+    if arguments.model_name_or_path is None:
+        if "atom_hidden_size" in sizes:
+            sizes.setdefault("hidden_size", sizes["atom_hidden_size"])
+        try:
+            return AtomicaForPreTraining(AtomicaConfig(vocab_size=vocab_size, **sizes, **task_flags(task)))
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    name = arguments.model_name_or_path
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no configuration of Atomica there ({str(error).splitlines()[0]}).") from error
+    if config.model_type != "atomica":
+        raise UsageError(f"{name}: a checkpoint of model type {config.model_type!r}, expected 'atomica'.")
+    if config.vocab_size != vocab_size:
+        raise UsageError(f"{name}: the model has {config.vocab_size} block tokens, the tokenizer {vocab_size}.")
+    changed = [f"{key} ({getattr(config, key)}, asked for {value})" for key, value in sizes.items()
+               if getattr(config, key) != value and key != "hidden_dropout_prob"]  # fmt: skip
+    if changed:
+        raise UsageError(f"{name}: the sizes of a checkpoint cannot be changed: {', '.join(changed)}.")
+    overrides = {**task_flags(task), "hidden_dropout_prob": sizes.get("hidden_dropout_prob", config.hidden_dropout_prob)}
+    return AtomicaForPreTraining.from_pretrained(name, **overrides)
+
+
+def make_scheduler(optimizer, arguments, total_steps):
+    """Learning rate per optimizer step; the cosines end at the final learning rate instead of zero."""
+    kind, floor = arguments.lr_scheduler_type, arguments.final_learning_rate / arguments.learning_rate
+    if not kind.startswith("cosine"):
+        return get_scheduler(kind, optimizer, arguments.num_warmup_steps, total_steps)
+    cycles = arguments.num_cycles if kind == "cosine_with_restarts" else 1
+
+    def factor(step):
+        if step < arguments.num_warmup_steps:
+            return (step + 1) / (arguments.num_warmup_steps + 1)
+        progress = (step - arguments.num_warmup_steps) / max(1, total_steps - arguments.num_warmup_steps)
+        within = (progress * cycles) % 1.0 if progress < 1 else 1.0
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * within))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+# losses -----------------------------------------------------------------------------------------------------------------
+
+
+class LossMeter:
+    """Means of the losses and of their baselines over some batches, each batch weighted by its number of complexes."""
+
+    def __init__(self, log_frequencies):
+        self.log_frequencies = log_frequencies
+        self.sums, self.complexes = defaultdict(float), 0
+
+    @torch.no_grad()
+    def add(self, output, batch):
+        count = len(batch["input_ids"])
+        values = {"loss": output.loss}
+        for name in LOSSES:
+            for kind in ("loss", "baseline"):
+                value = getattr(output, f"{name}_{kind}")
+                if value is not None:
+                    values[f"{name}_{kind}"] = value
+        if "mask_baseline" in values:  # the shares of the train file, instead of all classes alike
+            classes = batch["labels"][batch["labels"] >= 0] - NUM_SPECIAL_BLOCKS
+            frequencies = self.log_frequencies.to(classes.device)
+            values["mask_baseline"] = -frequencies[classes].mean() if len(classes) else values["mask_loss"]
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value.detach().float() * count
+        self.complexes += count
+
+    def means(self, accelerator):
+        names = sorted(self.sums)
+        values = torch.stack([torch.as_tensor(self.sums[name], device=accelerator.device) for name in names])
+        count = torch.tensor([float(self.complexes)], device=accelerator.device)
+        total = accelerator.reduce(torch.cat([values, count]), reduction="sum").tolist()
+        return {name: value / total[-1] for name, value in zip(names, total)}
+
+
+def short(means):
+    """`torsion 3.1/3.9`: every loss beside its baseline."""
+    parts = [f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in LOSSES if f"{name}_loss" in means]
+    return " ".join(parts)
+
+
+def plot_losses(metrics_file, picture):
+    """Curves of `metrics.jsonl`, every loss with its baseline, as a picture; nothing without matplotlib."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return None
+    rows = [json.loads(line) for line in Path(metrics_file).read_text(encoding="utf-8").splitlines()]
+    train = [row for row in rows if row["split"] == "train"]
+    names = [name for name in LOSSES if any(f"{name}_loss" in row for row in train)]
+    if not names:
+        return None
+    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], names):
+        steps = [row["step"] for row in train]
+        axis.plot(steps, [row[f"{name}_loss"] for row in train], label="train", color="#1f77b4")
+        axis.plot(steps, [row[f"{name}_baseline"] for row in train], "--", label="predict nothing", color="#888888")
+        held_out = [row for row in rows if row["split"] == "validation"]
+        if held_out:
+            axis.plot([r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728")
+        axis.set(title=f"{name} loss", xlabel="optimizer step", ylim=(0, None))
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+    return picture
+
+
+# checkpoints ------------------------------------------------------------------------------------------------------------
+
+
+def checkpoints(output_dir):
+    """Complete checkpoints of a folder, oldest first."""
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).exists()]
+    return sorted(found, key=lambda p: int(p.name[11:]))
+
+
+def save_checkpoint(accelerator, state, settings, output_dir, limit):
+    """Written to a temporary folder, then renamed: a folder with the final name is complete."""
+    final = Path(output_dir) / f"checkpoint-{state['step']}"
+    temporary = Path(output_dir) / f"{final.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (temporary / STATE_FILE).write_text(json.dumps({**state, "settings": settings}, indent=1), encoding="utf-8")
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        for old in checkpoints(output_dir)[: -limit if limit else None] if limit else []:
+            shutil.rmtree(old, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint(name, output_dir, settings):
+    """Folder and state to resume from.
+
+    Raises:
+        `UsageError`: if there is none, or it belongs to another run.
+    """
+    if name == "latest":
+        found = checkpoints(output_dir)
+        if not found:
+            raise UsageError(f"--resume_from_checkpoint latest: no complete checkpoint in {output_dir}.")
+        folder = found[-1]
+    else:
+        folder = Path(name)
+        if not (folder / STATE_FILE).exists():
+            raise UsageError(f"--resume_from_checkpoint {name}: no complete checkpoint there (no {STATE_FILE}).")
+    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    saved = state.get("settings", {})
+    different = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in settings.items() if saved.get(k) != v]
+    if different:
+        raise UsageError(f"{folder} is a checkpoint of another run: {'; '.join(different)}.")
+    return folder, state
+
+
+# the end ----------------------------------------------------------------------------------------------------------------
+
+
+def model_card(arguments, model, counts, means, seconds):
+    """Text of the model card: what was run, and what came out."""
+    model_arguments, data, puzzle, optimization = arguments
+    rows = [
+        f"| {name} | {means[split][f'{name}_loss']:.3f} | {means[split][f'{name}_baseline']:.3f} | {split} |"
+        for split in means
+        for name in LOSSES
+        if f"{name}_loss" in means[split]
+    ]
+    parameters = sum(p.numel() for p in model.parameters())
+    options = {**dataclasses.asdict(puzzle), **dataclasses.asdict(optimization), **dataclasses.asdict(data)}
+    options["train_file"] = [Path(path).name for path in data.train_file]
+    for name in ("output_dir", "validation_file", "resume_from_checkpoint"):
+        options[name] = options[name] and Path(options[name]).name
+    lines = [
+        "---", "library_name: transformers", "license: apache-2.0", "tags:", "- chemistry", "- biology", "- molecules", "---", "",
+        f"# {optimization.run_name or Path(optimization.output_dir).name}", "",
+        f"An Atomica model of {parameters:,} parameters, pretrained with the task `{puzzle.task}`.", "",
+        "```python", "from transformers import AutoModel, AutoProcessor", "",
+        'folder = "path/to/this/folder"',
+        "processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)",
+        "model = AutoModel.from_pretrained(folder, trust_remote_code=True)",
+        'inputs = processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")',
+        "vector = model(**inputs).pooler_output", "```", "",
+        "## Data", "", f"{counts['train']} examples of {', '.join(options['train_file'])} for training, {counts['validation']} for validation.", "",
+        "## Losses at the end", "", "Each beside the loss of predicting nothing (for masked blocks: of knowing only how frequent each is).", "",
+        "| loss | model | predict nothing | on |", "|---|---|---|---|", *rows, "",
+        "## Training", "",
+        f"{counts['steps']} optimizer steps, {seconds:.0f} s on {counts['processes']} process(es) of "
+        f"{platform.machine()} ({counts['device']}), torch {torch.__version__}.", "",
+        "```json", json.dumps(options, indent=1), "```", "",
+        "The mathematics of the model is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906).", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def check_numbers(data, optimization):
+    """Raises `UsageError` for numbers that make no sense, before anything is read."""
+    positive = {
+        "max_blocks_per_batch": data, "max_blocks_per_example": data, "learning_rate": optimization,
+        "gradient_accumulation_steps": optimization, "logging_steps": optimization, "num_train_epochs": optimization,
+        "num_cycles": optimization, "max_grad_norm": optimization,
+    }  # fmt: skip
+    for name, where in positive.items():
+        if not getattr(where, name) > 0:
+            raise UsageError(f"--{name} is {getattr(where, name)}, expected a positive number.")
+    for name, where in (
+        ("max_train_steps", optimization), ("eval_steps", optimization), ("checkpointing_steps", optimization),
+        ("save_total_limit", optimization), ("max_train_samples", data), ("max_eval_samples", data),
+    ):  # fmt: skip
+        if getattr(where, name) is not None and getattr(where, name) < 1:
+            raise UsageError(f"--{name} is {getattr(where, name)}, expected at least 1.")
+    if not 0 <= data.validation_split_percentage < 100:
+        raise UsageError(f"--validation_split_percentage is {data.validation_split_percentage}, expected 0 to 100.")
+
+
+def main(argv=None):
+    parser = HfArgumentParser((ModelArguments, DataArguments, PuzzleArguments, OptimizationArguments), description=__doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        arguments = parser.parse_json_file(argv[0])
+    else:
+        arguments = parser.parse_args_into_dataclasses(argv)
+    model_arguments, data, puzzle, optimization = arguments
+    check_numbers(data, optimization)
+    output_dir = Path(optimization.output_dir)
+    if output_dir.is_file():
+        raise UsageError(f"--output_dir {output_dir} is a file, expected a folder.")
+    trackers = optimization.report_to.split(",") if optimization.report_to and optimization.report_to != "none" else None
+    accelerator = Accelerator(
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+        mixed_precision=optimization.mixed_precision,
+        log_with=trackers,
+        project_dir=str(output_dir),
+    )
+    is_main = accelerator.is_main_process
+    set_seed(optimization.seed)
+
+    processor = load_processor(model_arguments)
+    try:
+        collator = AtomicaPreTrainingCollator(
+            **dataclasses.asdict(puzzle), max_blocks=data.max_blocks_per_example, seed=optimization.seed
+        )
+        held_out = dataclasses.replace(collator, seed=optimization.seed + 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    model = load_model(model_arguments, puzzle.task, processor)
+    if model_arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+
+    def load(path, most):
+        with accelerator.main_process_first():
+            dataset, report = load_examples(
+                path, processor, output_dir / "data", data.preprocessing_num_workers, most, progress=is_main
+            )
+        accelerator.print(f"{path}: {report.summary()}")
+        return dataset
+
+    train = concatenate_datasets([load(path, data.max_train_samples) for path in data.train_file])
+    validation = None
+    if data.validation_file is not None:
+        validation = load(data.validation_file, data.max_eval_samples)
+    elif data.validation_split_percentage:
+        order = np.random.default_rng(optimization.seed).permutation(len(train))
+        count = max(1, round(len(train) * data.validation_split_percentage / 100))
+        if count >= len(train):
+            raise UsageError(f"{len(train)} examples cannot be split into training and validation.")
+        train, validation = train.select(sorted(order[count:])), train.select(sorted(order[:count]))
+        if data.max_eval_samples:
+            validation = validation.select(range(min(len(validation), data.max_eval_samples)))
+
+    def loader(dataset, collate, shuffle):
+        sampler = SizedBatchSampler(
+            block_sizes(dataset, data.max_blocks_per_example), data.max_blocks_per_batch, optimization.seed, shuffle,
+            accelerator.num_processes, accelerator.process_index,
+        )  # fmt: skip
+        return sampler, DataLoader(
+            NumberedExamples(dataset), batch_sampler=sampler, collate_fn=collate, num_workers=data.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )  # fmt: skip
+
+    sampler, train_loader = loader(train, collator, True)
+    validation_loader = loader(validation, held_out, False)[1] if validation is not None else None
+    accumulation = optimization.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(sampler) / accumulation)
+    total_steps = optimization.max_train_steps or math.ceil(optimization.num_train_epochs * steps_per_epoch)
+
+    decay, no_decay = [], []
+    for parameter in model.parameters():
+        (decay if parameter.ndim > 1 else no_decay).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": optimization.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
+        lr=optimization.learning_rate,
+    )
+    scheduler = make_scheduler(optimizer, optimization, total_steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    accelerator.register_for_checkpointing(scheduler)
+    log_frequencies = class_log_frequencies(train, len(processor.tokenizer) - NUM_SPECIAL_BLOCKS)
+
+    settings = {
+        **{f"config.{k}": v for k, v in accelerator.unwrap_model(model).config.to_dict().items()
+           if k.endswith(("_size", "_layers", "_neighbors")) or k.startswith("use_")},
+        **dataclasses.asdict(puzzle),
+        "train_examples": len(train), "max_blocks_per_batch": data.max_blocks_per_batch, "seed": optimization.seed,
+        "max_blocks_per_example": data.max_blocks_per_example, "processes": accelerator.num_processes,
+        "gradient_accumulation_steps": accumulation,
+    }  # fmt: skip
+    step, epoch, first_batch = 0, 0, 0
+    if optimization.resume_from_checkpoint:
+        folder, state = find_checkpoint(optimization.resume_from_checkpoint, output_dir, settings)
+        accelerator.load_state(str(folder))
+        step, epoch, first_batch = state["step"], state["epoch"], state["batch"]
+        accelerator.print(f"Resuming from {folder}: step {step}, epoch {epoch}, batch {first_batch}.")
+    metrics_file = output_dir / "metrics.jsonl"
+    if is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if step and metrics_file.exists():
+            kept = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    if trackers:
+        flat = {k: v for a in arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers("atomica", config=flat)
+
+    latest = {}
+
+    def log(split, means):
+        latest[split] = means
+        row = {"step": step, "epoch": epoch, "split": split, **means}
+        if split == "train":
+            row["learning_rate"] = optimizer.param_groups[0]["lr"]
+        if is_main:
+            with open(metrics_file, "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+        if trackers:
+            accelerator.log({f"{split}/{name}": value for name, value in row.items() if isinstance(value, float)}, step=step)
+
+    def validate():
+        model.eval()
+        meter = LossMeter(log_frequencies)
+        with torch.no_grad():
+            for batch in tqdm(validation_loader, desc="Validating", disable=not is_main, leave=False):
+                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
+                meter.add(model(**batch), batch)
+        model.train()
+        means = meter.means(accelerator)
+        log("validation", means)
+        accelerator.print(f"step {step} validation: loss {means['loss']:.3f} {short(means)}")
+
+    started, first_step = time.time(), step
+    bar = tqdm(total=total_steps, initial=step, desc="Pretraining", disable=not is_main, unit="step", dynamic_ncols=True)
+    model.train()
+    meter = LossMeter(log_frequencies)
+    while step < total_steps:
+        sampler.epoch, sampler.first_batch = epoch, first_batch
+        num_batches = len(sampler)
+        for number, batch in enumerate(train_loader, first_batch + 1):
+            last_of_epoch = number == num_batches
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
+            accelerator.gradient_state._set_sync_gradients(number % accumulation == 0 or last_of_epoch)
+            with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(model):
+                output = model(**batch)
+                accelerator.backward(output.loss)
+            meter.add(output, batch)
+            if not accelerator.sync_gradients:
+                continue
+            accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            step += 1
+            bar.update()
+            if step % optimization.logging_steps == 0 or step == total_steps:
+                means = meter.means(accelerator)
+                if not math.isfinite(means["loss"]):
+                    raise UsageError(f"The loss is {means['loss']} at step {step}; try a smaller --learning_rate.")
+                log("train", means)
+                bar.set_postfix_str(f"loss {means['loss']:.2f} {short(means)}")
+                meter = LossMeter(log_frequencies)
+            at_epoch_end = last_of_epoch or step == total_steps
+            if validation_loader is not None and (
+                step % optimization.eval_steps == 0 if optimization.eval_steps else at_epoch_end
+            ):
+                validate()
+            every = optimization.checkpointing_steps
+            if step % every == 0 if every else at_epoch_end:
+                state = {"step": step, "epoch": epoch + last_of_epoch, "batch": 0 if last_of_epoch else number}
+                save_checkpoint(accelerator, state, settings, output_dir, optimization.save_total_limit)
+            if step == total_steps:
+                break
+        epoch, first_batch = epoch + 1, 0
+    bar.close()
+    if validation_loader is not None and "validation" not in latest:
+        validate()
+
+    accelerator.wait_for_everyone()
+    if is_main:
+        final = accelerator.unwrap_model(model)
+        final.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+        counts = {
+            "train": len(train), "validation": 0 if validation is None else len(validation), "steps": step,
+            "processes": accelerator.num_processes, "device": str(accelerator.device.type),
+        }  # fmt: skip
+        card = model_card(arguments, final, counts, latest, time.time() - started)
+        (output_dir / "README.md").write_text(card, encoding="utf-8")
+        (output_dir / "all_results.json").write_text(
+            json.dumps({"steps": step, "new_steps": step - first_step, **latest}, indent=1), encoding="utf-8"
+        )
+        picture = plot_losses(metrics_file, output_dir / "losses.png")
+        print(f"Saved the model, processor and tokenizer in {output_dir}" + (f"; losses over steps in {picture}." if picture else "."))
+        for split, means in latest.items():
+            print(f"  {split}: loss {means['loss']:.3f}; each loss / predict nothing: {short(means)}")
+        if optimization.push_to_hub:
+            push(output_dir, optimization)
+    accelerator.end_training()
+
+
+def push(output_dir, optimization):
+    """Uploads the final model, without checkpoints and data."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    name = optimization.hub_model_id or Path(optimization.output_dir).name
+    repository = api.create_repo(name, private=optimization.hub_private_repo or None, exist_ok=True).repo_id
+    api.upload_folder(
+        repo_id=repository, folder_path=str(output_dir), ignore_patterns=["checkpoint-*", "data/*", "*.tmp*"],
+        commit_message="Upload model",
+    )  # fmt: skip
+    print(f"Uploaded to {repository}.")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StructureError, UsageError) as error:
+        sys.exit(f"run_pretraining.py: error: {error}")
