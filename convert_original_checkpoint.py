@@ -89,9 +89,8 @@ def _convolution_irreps(name, config):
 def _split_paths(name, tensor, config):
     """Second layer of the weight perceptron: rows in the order (input, harmonic, output) -> one tensor per output."""
     irreps_in, irreps_edge, irreps_out = _convolution_irreps(name, config)
-    kind = "weights" if name.endswith("weight") else "biases"
-    prefix = name.rsplit(".fc.", 1)[0]
-    prefix += ".convolution"
+    kind = name.rsplit(".", 1)[1]
+    prefix = name.rsplit(".fc.", 1)[0] + ".convolution"
     parts, start = {out.name: [] for out in irreps_out}, 0
     for first in irreps_in:
         for second in irreps_edge:
@@ -104,7 +103,7 @@ def _split_paths(name, tensor, config):
                     start += size
     if start != len(tensor):
         raise ValueError(f"{name}: {len(tensor)} path weights, expected {start} for these irreps.")
-    return {f"{prefix}.{kind}.{out}": torch.cat(part).contiguous() for out, part in parts.items()}
+    return {f"{prefix}.{kind}_{out}": torch.cat(part).contiguous() for out, part in parts.items()}
 
 
 def convert_tensors(tensors, config):

@@ -408,28 +408,39 @@ class TensorProductConvolution(nn.Module):
                 raise ValueError(f"No path from {self.irreps_in} and {self.irreps_edge} leads to {out.name}.")
             self.outputs.append(paths)
             self.scales.append(math.sqrt(out.components / sum(self.irreps_in[a].multiplicity for a, _ in paths)))
+        self.inputs_of_degree, self.offsets = {}, []  # inputs of each degree; where an input stands among those of its degree
+        for a, irrep in enumerate(self.irreps_in):
+            same = self.inputs_of_degree.setdefault(irrep.degree, [])
+            self.offsets.append(sum(self.irreps_in[other].multiplicity for other in same))
+            same.append(a)
         self.sizes = (radial_size, type_size, receiver_size, sender_size)
         width = sum(self.sizes)
         self.dropout = dropout
         self.edge_dense = nn.Linear(width, width)
         channels = [sum(self.irreps_in[a].multiplicity for a, _ in paths) for paths in self.outputs]
-        self.weights = nn.ParameterDict(
-            {o.name: nn.Parameter(torch.empty(u, width, o.multiplicity)) for u, o in zip(channels, self.irreps_out)}
-        )
-        self.biases = nn.ParameterDict(
-            {o.name: nn.Parameter(torch.empty(u, o.multiplicity)) for u, o in zip(channels, self.irreps_out)}
-        )
+        for u, irrep in zip(channels, self.irreps_out):
+            # own parameters, not a ParameterDict: transformers skips the initialisation of modules without parameters
+            self.register_parameter(f"weight_{irrep.name}", nn.Parameter(torch.empty(u, width, irrep.multiplicity)))
+            self.register_parameter(f"bias_{irrep.name}", nn.Parameter(torch.empty(u, irrep.multiplicity)))
         self.reset_parameters()
 
     def reset_parameters(self):
         bound = 1 / math.sqrt(sum(self.sizes))
-        for parameter in (*self.weights.values(), *self.biases.values()):
+        for parameter in (*self.output_weights, *self.output_biases):
             nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def output_weights(self):
+        return [getattr(self, f"weight_{irrep.name}") for irrep in self.irreps_out]
+
+    @property
+    def output_biases(self):
+        return [getattr(self, f"bias_{irrep.name}") for irrep in self.irreps_out]
 
     def chunks(self, senders, x):
         """Slices of receivers whose largest intermediate stays near the size of the processor's cache."""
         budget = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
-        widest = max(o.components * len(self.weights[o.name]) for o in self.irreps_out)
+        widest = max(o.components * len(w) for o, w in zip(self.irreps_out, self.output_weights))
         step = max(1, budget // (widest * sum(self.sizes) + senders.shape[1] * widest))
         return [slice(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
 
@@ -450,16 +461,19 @@ class TensorProductConvolution(nn.Module):
             h = h * dropout_mask.to(h.dtype) / (1 - self.dropout)
         inputs = split_irreps(x, self.irreps_in)
         edges = harmonics.split([irrep.size for irrep in self.irreps_edge], dim=-1)
-        couplings = {}
+        # inputs of one degree are coupled together, whatever their parity: fewer and wider products
+        by_degree = {d: torch.cat([inputs[a] for a in same], dim=-1) for d, same in self.inputs_of_degree.items()}
+        products = {}
         ys = []
         for out, paths in zip(self.irreps_out, self.outputs):
             parts = []
             for a, b in paths:
-                key = (self.irreps_in[a].degree, b, out.degree)
-                if key not in couplings:
-                    symbols = wigner_3j(key[0], self.irreps_edge[b].degree, key[2], x.dtype, x.device)
-                    couplings[key] = torch.einsum("abc,nkb->nkca", symbols, edges[b])
-                parts.append(couplings[key] @ inputs[a])
+                degree = self.irreps_in[a].degree
+                key = (degree, b, out.degree)
+                if key not in products:
+                    symbols = wigner_3j(degree, self.irreps_edge[b].degree, out.degree, x.dtype, x.device)
+                    products[key] = torch.einsum("abc,nkb->nkca", symbols, edges[b]) @ by_degree[degree]
+                parts.append(products[key].narrow(-1, self.offsets[a], self.irreps_in[a].multiplicity))
             ys.append(torch.cat(parts, dim=-1).flatten(-2))
         return ys, h
 
@@ -487,7 +501,7 @@ class TensorProductConvolution(nn.Module):
             return _Convolution.apply(
                 self, edges.senders, edges.edge_types, dropout_mask, x.to(dtype),
                 (edges.harmonics * edges.weight.unsqueeze(-1)).to(dtype), edges.radial.to(dtype), receiver_term, sender_term,
-                type_term, by_radial, *(self.weights[o.name] for o in self.irreps_out), *(self.biases[o.name] for o in self.irreps_out),
+                type_term, by_radial, *self.output_weights, *self.output_biases,
             )  # fmt: skip
 
 

@@ -391,6 +391,8 @@ class AtomicaPreTrainedModel(PreTrainedModel):
 class AtomicaModel(AtomicaPreTrainedModel):
     """Encoder of molecules and complexes: atoms, blocks and whole complexes to vectors."""
 
+    _keys_to_ignore_on_load_unexpected = [r"^(atom_noise|rigid|torsion|mask)_head\."]
+
     def __init__(self, config):
         super().__init__(config)
         self.block_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
