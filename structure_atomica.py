@@ -566,13 +566,16 @@ def read_interface(
             empty = side_a if not receptor else side_b
             raise StructureError("empty_side", f"{path}: {empty!r} has no residues that can be read.")
         label = stem if len(sides) == 1 else f"{stem}_{number}"
+        whole = Structure(label, [receptor, partner], notes=these).check()
         if as_published:
-            structures.append(Structure(label, [receptor, partner], notes=these, published_distance=distance).check())
-            continue
-        near_receptor, near_partner = _near(receptor, partner, distance), _near(partner, receptor, distance)
-        if not near_receptor:
-            raise StructureError("no_interface", f"{path}: no atoms of {side_a!r} and {side_b!r} are within {distance} angstrom.")
-        structures.append(Structure(label, [near_receptor, near_partner], notes=these).check())
+            whole.published_distance = distance
+        else:
+            whole.segments = [_near(receptor, partner, distance), _near(partner, receptor, distance)]
+            if not all(whole.segments):
+                raise StructureError(
+                    "no_interface", f"{path}: no atoms of {side_a!r} and {side_b!r} are within {distance} angstrom."
+                )
+        structures.append(whole)
     return structures
 
 
@@ -617,6 +620,7 @@ def read_macromolecule(path, distance: float = INTERFACE_DISTANCE, as_published:
         raise StructureError("no_residues", f"{path}: no protein or nucleic acid chain; name a ligand with an index CSV.")
     if len(chains) == 1:
         return Structure(name, list(chains.values()), notes=notes).check()
+    Structure(name, list(chains.values())).check()
     best, contacts = None, 0
     labels = list(chains)
     for i, a in enumerate(labels):
@@ -627,9 +631,10 @@ def read_macromolecule(path, distance: float = INTERFACE_DISTANCE, as_published:
     if best is None:
         raise StructureError("no_interface", f"{path}: no two of the chains {', '.join(labels)} are within {distance} angstrom.")
     a, b = (chains[label] for label in best)
+    label = f"{name}_{best[0]}_{best[1]}"
     if as_published:
-        return Structure(f"{name}_{best[0]}_{best[1]}", [a, b], notes=notes, published_distance=distance).check()
-    return Structure(f"{name}_{best[0]}_{best[1]}", [_near(a, b, distance), _near(b, a, distance)], notes=notes).check()
+        return Structure(label, [a, b], notes=notes, published_distance=distance)
+    return Structure(label, [_near(a, b, distance), _near(b, a, distance)], notes=notes)
 
 
 # files of many ----------------------------------------------------------------------------------------------------------
