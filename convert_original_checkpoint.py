@@ -167,7 +167,7 @@ def convert_config(config, vocab_size: int = 440, num_modalities: int = 0):
 
 
 def convert_state_dict(state_dict, config):
-    """ATOMICA's weights and configuration (a dict) -> (`AtomicaConfig`, state dict of `AtomicaModel` or `AtomicaForPreTraining`).
+    """ATOMICA's weights and configuration (a dict) -> (`AtomicaConfig`, state dict of the model for its `model_type`).
 
     Raises:
         `ValueError`: for an unknown `model_type` or parameter name.

@@ -339,4 +339,11 @@ class AtomicaPreTrainingCollator:
         return pad_examples(puzzles)
 
 
-__all__ = ["TASKS", "AtomicaCollator", "AtomicaPreTrainingCollator", "RotationDistribution", "task_flags", "wrapped_normal_score"]
+__all__ = [
+    "TASKS",
+    "AtomicaCollator",
+    "AtomicaPreTrainingCollator",
+    "RotationDistribution",
+    "task_flags",
+    "wrapped_normal_score",
+]

@@ -9,7 +9,7 @@ An edge goes from a sender to a receiver and its vector is `positions[sender] - 
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -90,7 +90,7 @@ def _real_to_complex(degree):
     return (-1j) ** degree * q
 
 
-@lru_cache(maxsize=None)
+@cache
 def wigner_3j(l1: int, l2: int, l3: int, dtype=torch.float64, device=None):
     """Real Wigner 3j symbols of unit norm, shape `(2 l1 + 1, 2 l2 + 1, 2 l3 + 1)`, equal to `e3nn.o3.wigner_3j`.
 
@@ -392,7 +392,9 @@ class TensorProductConvolution(nn.Module):
     that output); weights of an output stand under its name as `(input channels of its paths, edge width, output channels)`.
     """
 
-    def __init__(self, irreps_in, irreps_edge, irreps_out, radial_size, type_size=0, receiver_size=0, sender_size=0, dropout=0.0):
+    def __init__(
+        self, irreps_in, irreps_edge, irreps_out, radial_size, type_size=0, receiver_size=0, sender_size=0, dropout=0.0
+    ):
         super().__init__()
         self.irreps_in, self.irreps_edge, self.irreps_out = tuple(irreps_in), tuple(irreps_edge), tuple(irreps_out)
         self.outputs, self.scales = [], []

@@ -23,7 +23,6 @@ from .geometry_atomica import (
     TensorProductConvolution,
     bond_harmonics,
     gaussian_basis,
-    irreps_size,
     mean_weight,
     neighbor_lists,
     smallest,
@@ -72,9 +71,11 @@ class AtomicaModelOutput(ModelOutput):
     Output of `AtomicaModel`.
 
     Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(batch, num_blocks, hidden_size)`): h_block, unit length; zero on padding.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, num_blocks, hidden_size)`): h_block, unit length, zero on
+            padding.
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden_size)`): h_graph, unit length.
-        atom_hidden_state (`torch.FloatTensor` of shape `(batch, num_atoms, atom_hidden_size)`): h_atom, unit length; zero on padding.
+        atom_hidden_state (`torch.FloatTensor` of shape `(batch, num_atoms, atom_hidden_size)`): h_atom, unit length, zero
+            on padding.
         atom_irreps, block_irreps (`torch.FloatTensor` of shape `(batch, num_atoms or num_blocks, size)`): features before
             the read-out, in e3nn's layout; returned with `output_irreps=True`.
     """
@@ -218,9 +219,7 @@ class AtomicaMLP(nn.Module):
     def __init__(self, config, sizes, last_bias: bool = True):
         super().__init__()
         pairs = list(zip(sizes, sizes[1:]))
-        self.layers = nn.ModuleList(
-            nn.Linear(a, b, bias=last_bias or i < len(pairs) - 1) for i, (a, b) in enumerate(pairs)
-        )
+        self.layers = nn.ModuleList(nn.Linear(a, b, bias=last_bias or i < len(pairs) - 1) for i, (a, b) in enumerate(pairs))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x):
@@ -357,7 +356,7 @@ class AtomicaPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, blocks, takes_part, block_mask):
-        """blocks `(total_blocks, hidden)`, takes_part `(total_blocks,)`, block_mask `(batch, num_blocks)` -> `(batch, hidden)`."""
+        """blocks `(total, hidden)`, takes_part `(total,)`, block_mask `(batch, num_blocks)` -> `(batch, hidden)`."""
         batch, width = block_mask.shape
         complex_id, position = block_mask.nonzero(as_tuple=True)
         takes_part = torch.zeros_like(block_mask).index_put((complex_id, position), takes_part)
@@ -570,7 +569,11 @@ class AtomicaTorsionHead(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.num_scalars = config.atom_hidden_size
-        self.num_neighbors, self.cutoff, self.softening = config.num_neighbors, config.torsion_cutoff, config.direction_softening
+        self.num_neighbors, self.cutoff, self.softening = (
+            config.num_neighbors,
+            config.torsion_cutoff,
+            config.direction_softening,
+        )
         self.distance_embedding = AtomicaDistanceEmbedding(config, config.torsion_cutoff)
         irreps_out = (Irrep(self.num_scalars, 0, -1), Irrep(self.num_scalars, 0, 1))
         self.convolution = TensorProductConvolution(
@@ -655,7 +658,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             atom_noise_labels (`torch.FloatTensor` of shape `(batch, num_atoms, 3)`): (clean - noisy) / sigma of the perturbed
                 segment.
             atom_noise_sigma (`torch.FloatTensor` of shape `(batch,)`): sigma, in angstrom.
-            torsion_index (`torch.LongTensor` of shape `(batch, num_torsions, 2)`): the atoms of each turned bond, -1 on padding.
+            torsion_index (`torch.LongTensor` of shape `(batch, num_torsions, 2)`): atoms of each turned bond, -1 on padding.
             torsion_labels (`torch.FloatTensor` of shape `(batch, num_torsions)`): score of each angle, per radian.
             translation_labels (`torch.FloatTensor` of shape `(batch, 3)`): z, where the segment moved by sigma z.
             translation_sigma (`torch.FloatTensor` of shape `(batch,)`): sigma, in angstrom.

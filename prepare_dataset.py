@@ -1,7 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Files of molecules and complexes -> a dataset of examples, which `run_pretraining.py` and the rest read without delay.
 
-    python prepare_dataset.py molecules.csv dimers.sdf.gz --output_dir prepared
+python prepare_dataset.py molecules.csv dimers.sdf.gz --output_dir prepared
 """
 
 import hashlib
@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)  # fmt: skip
 from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -123,6 +132,15 @@ def load_prepared(path, vocab_size=None) -> Dataset:
     return dataset
 
 
+def _save(dataset, folder):
+    """Without the bars of `datasets`: what takes time, the reading, has one of its own."""
+    disable_progress_bars()
+    try:
+        dataset.save_to_disk(str(folder))
+    finally:
+        enable_progress_bars()
+
+
 def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True):
     """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
 
@@ -151,7 +169,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
         if not report.kept:
             shutil.rmtree(temporary)
             raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
-        Dataset.from_file(str(arrow)).save_to_disk(str(temporary / "dataset"))
+        _save(Dataset.from_file(str(arrow)), temporary / "dataset")
         (temporary / "dataset" / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
         os.replace(temporary / "dataset", folder)
         shutil.rmtree(temporary)
@@ -172,7 +190,9 @@ def _description(path, processor, max_samples):
         "interface": [processor.interface_distance, processor.as_published],
         "seed": processor.seed,
         "max_samples": max_samples,
-        "code": [hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest() for name in ("structure", "processing")],
+        "code": [
+            hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest() for name in ("structure", "processing")
+        ],
     }
 
 
@@ -204,7 +224,7 @@ def main(argv=None):
         total.rejected += report.rejected
         total.notes.update(report.notes)
     temporary = Path(f"{output}.tmp")
-    concatenate_datasets(parts).save_to_disk(str(temporary))
+    _save(concatenate_datasets(parts), temporary)
     (temporary / REPORT_FILE).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
     os.replace(temporary, output)
     shutil.rmtree(cache, ignore_errors=True)

@@ -9,8 +9,8 @@ from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
 from .structure_atomica import (
-    INTERFACE_DISTANCE,
     AMINO_ACID_NAMES,
+    INTERFACE_DISTANCE,
     MACROMOLECULE_SUFFIXES,
     MOLECULE_SUFFIXES,
     NUCLEOTIDE_NAMES,
@@ -183,14 +183,13 @@ class AtomicaProcessor(ProcessorMixin):
                 return list(read_structures(item, as_published=self.as_published))
             if side_a is None or side_b is None:
                 raise StructureError("bad_side", f"{item}: `side_a` and `side_b` belong together, got {side_a!r}, {side_b!r}.")
-            return read_interface(
-                item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published
-            )
+            return read_interface(item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published)
         if isinstance(item, str):
             return [structure_from_smiles(item, seed=self.seed)]
         raise StructureError(
             "unknown_input",
-            f"Expected SMILES, an RDKit molecule, a Structure, a path, or a pair of molecules; got {type(item).__name__}: {item!r}.",
+            "Expected SMILES, an RDKit molecule, a Structure, a path, or a tuple of molecules; got "
+            f"{type(item).__name__}: {item!r}.",
         )
 
     def _blocks(self, segment):

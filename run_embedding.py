@@ -1,13 +1,14 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Structures -> vectors: one Parquet row per complex, block or atom.
 
-    python run_embedding.py --model_name_or_path my-atomica --input_file molecules.csv --output_file vectors.parquet
+python run_embedding.py --model_name_or_path my-atomica --input_file molecules.csv --output_file vectors.parquet
 """
 
 import json
 import os
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
 from transformers.hf_argparser import HfArg
-from dataclasses import dataclass
 
 from atomica_hf import AtomicaModel, AtomicaProcessor, StructureError
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
@@ -99,7 +99,14 @@ def rows(level, index, example, vectors, tokens):
     segments = example["token_type_ids"]
     if level == "block":
         return [
-            {**base, "block": i, "segment": segments[i], "token": tokens[token], "origin": example["block_origins"][i], "embedding": blocks[i]}
+            {
+                **base,
+                "block": i,
+                "segment": segments[i],
+                "token": tokens[token],
+                "origin": example["block_origins"][i],
+                "embedding": blocks[i],
+            }
             for i, token in enumerate(example["input_ids"])
         ]
     return [
@@ -115,7 +122,13 @@ def schema(level, dtype):
     columns = {
         "complex": [],
         "block": [("block", pa.int64()), ("segment", pa.int64()), ("token", pa.string()), ("origin", pa.string())],
-        "atom": [("atom", pa.int64()), ("block", pa.int64()), ("segment", pa.int64()), ("origin", pa.string()), ("atom_name", pa.string())],
+        "atom": [
+            ("atom", pa.int64()),
+            ("block", pa.int64()),
+            ("segment", pa.int64()),
+            ("origin", pa.string()),
+            ("atom_name", pa.string()),
+        ],
     }[level]
     number = pa.float64() if dtype == "float64" else pa.float32()
     return pa.schema([("index", pa.int64()), ("name", pa.string()), *columns, ("embedding", pa.list_(number))])
@@ -125,7 +138,9 @@ def main(argv=None):
     parser = HfArgumentParser(EmbeddingArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     if arguments.max_blocks_per_batch < 1:
-        raise StructureError("usage", f"--max_blocks_per_batch is {arguments.max_blocks_per_batch}, expected a positive number.")
+        raise StructureError(
+            "usage", f"--max_blocks_per_batch is {arguments.max_blocks_per_batch}, expected a positive number."
+        )
     output = Path(arguments.output_file)
     if output.is_dir():
         raise StructureError("usage", f"--output_file {output} is a folder, expected the name of a file.")
@@ -138,7 +153,10 @@ def main(argv=None):
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary = output.with_name(output.name + ".tmp")
         table_schema, written = schema(arguments.level, arguments.dtype), 0
-        with pq.ParquetWriter(temporary, table_schema) as writer, tqdm(total=len(dataset), desc="Embedding", unit="complex") as bar:
+        with (
+            pq.ParquetWriter(temporary, table_schema) as writer,
+            tqdm(total=len(dataset), desc="Embedding", unit="complex") as bar,
+        ):
             for batch in batches(sizes, arguments.max_blocks_per_batch):
                 examples = [dataset[index] for index in batch]
                 found = []

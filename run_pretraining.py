@@ -32,7 +32,12 @@ from transformers import AutoConfig, HfArgumentParser, get_scheduler
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import (
-    ROOT, AtomicaConfig, AtomicaForPreTraining, AtomicaPreTrainingCollator, AtomicaProcessor, StructureError,
+    ROOT,
+    AtomicaConfig,
+    AtomicaForPreTraining,
+    AtomicaPreTrainingCollator,
+    AtomicaProcessor,
+    StructureError,
 )  # fmt: skip
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.data_collator_atomica import TASKS, task_flags
@@ -50,7 +55,9 @@ class UsageError(ValueError):
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str | None = HfArg(default=None, help="Start from this checkpoint (folder or hub id) instead of from scratch.")
+    model_name_or_path: str | None = HfArg(
+        default=None, help="Start from this checkpoint (folder or hub id) instead of from scratch."
+    )
     processor_name_or_path: str | None = HfArg(
         default=None, help="Processor and tokenizer; by default those of the model, or of this repository."
     )
@@ -71,7 +78,9 @@ class DataArguments:
         aliases=["--train_set"], help="What to train on: files, folders, or prepared datasets, one or several."
     )
     validation_file: str | None = HfArg(default=None, aliases=["--valid_set"], help="What to validate on.")
-    validation_split_percentage: float = HfArg(default=0.0, help="Without a validation file: share of the train file, in percent.")
+    validation_split_percentage: float = HfArg(
+        default=0.0, help="Without a validation file: share of the train file, in percent."
+    )
     max_train_samples: int | None = HfArg(default=None, help="Read only this many inputs of each train file.")
     max_eval_samples: int | None = HfArg(default=None, help="Read only this many inputs of the validation file.")
     max_blocks_per_batch: int = HfArg(
@@ -172,7 +181,9 @@ class SizedBatchSampler(Sampler):
             largest = max(range(len(batches)), key=lambda i: len(batches[i]))
             half = len(batches[largest]) // 2
             if not half:
-                raise UsageError(f"{len(batches)} batches of one example cannot be shared among {self.num_processes} processes.")
+                raise UsageError(
+                    f"{len(batches)} batches of one example cannot be shared among {self.num_processes} processes."
+                )
             batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
         return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
 
@@ -213,7 +224,14 @@ def load_model(arguments, task, processor):
     """Model from scratch or from a checkpoint, with the heads of the task."""
     sizes = {
         name: getattr(arguments, name)
-        for name in ("hidden_size", "atom_hidden_size", "edge_size", "num_hidden_layers", "num_neighbors", "hidden_dropout_prob")
+        for name in (
+            "hidden_size",
+            "atom_hidden_size",
+            "edge_size",
+            "num_hidden_layers",
+            "num_neighbors",
+            "hidden_dropout_prob",
+        )
         if getattr(arguments, name) is not None
     }
     vocab_size = len(processor.tokenizer)
@@ -295,7 +313,9 @@ class LossMeter:
 
 def short(means):
     """`torsion 3.1/3.9`: every loss beside its baseline."""
-    parts = [f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in LOSSES if f"{name}_loss" in means]
+    parts = [
+        f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in LOSSES if f"{name}_loss" in means
+    ]
     return " ".join(parts)
 
 
@@ -320,7 +340,9 @@ def plot_losses(metrics_file, picture):
         axis.plot(steps, [row[f"{name}_baseline"] for row in train], "--", label="predict nothing", color="#888888")
         held_out = [row for row in rows if row["split"] == "validation"]
         if held_out:
-            axis.plot([r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728")
+            axis.plot(
+                [r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728"
+            )
         axis.set(title=f"{name} loss", xlabel="optimizer step", ylim=(0, None))
         axis.legend(fontsize=8)
     figure.tight_layout()
@@ -351,7 +373,7 @@ def save_checkpoint(accelerator, state, settings, output_dir, limit):
         (temporary / STATE_FILE).write_text(json.dumps({**state, "settings": settings}, indent=1), encoding="utf-8")
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-        for old in checkpoints(output_dir)[: -limit if limit else None] if limit else []:
+        for old in checkpoints(output_dir)[:-limit] if limit else []:
             shutil.rmtree(old, ignore_errors=True)
     accelerator.wait_for_everyone()
 
@@ -382,6 +404,54 @@ def find_checkpoint(name, output_dir, settings):
 # the end ----------------------------------------------------------------------------------------------------------------
 
 
+CARD = """\
+---
+library_name: transformers
+license: apache-2.0
+tags:
+- chemistry
+- biology
+- molecules
+---
+
+# {name}
+
+An Atomica model of {parameters:,} parameters, pretrained with the task `{task}`.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+folder = "path/to/this/folder"
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+inputs = processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")
+vector = model(**inputs).pooler_output
+```
+
+## Data
+
+{train} examples of {files} for training, {validation} for validation.
+
+## Losses at the end
+
+Each beside the loss of predicting nothing (for masked blocks: of knowing only how frequent each is).
+
+| loss | model | predict nothing | on |
+|---|---|---|---|
+{rows}
+
+## Training
+
+{steps} optimizer steps, {seconds:.0f} s on {processes} process(es) of {machine} ({device}), torch {torch}.
+
+```json
+{options}
+```
+
+The mathematics of the model is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906).
+"""
+
+
 def model_card(arguments, model, counts, means, seconds):
     """Text of the model card: what was run, and what came out."""
     model_arguments, data, puzzle, optimization = arguments
@@ -391,31 +461,22 @@ def model_card(arguments, model, counts, means, seconds):
         for name in LOSSES
         if f"{name}_loss" in means[split]
     ]
-    parameters = sum(p.numel() for p in model.parameters())
     options = {**dataclasses.asdict(puzzle), **dataclasses.asdict(optimization), **dataclasses.asdict(data)}
     options["train_file"] = [Path(path).name for path in data.train_file]
     for name in ("output_dir", "validation_file", "resume_from_checkpoint"):
         options[name] = options[name] and Path(options[name]).name
-    lines = [
-        "---", "library_name: transformers", "license: apache-2.0", "tags:", "- chemistry", "- biology", "- molecules", "---", "",
-        f"# {optimization.run_name or Path(optimization.output_dir).name}", "",
-        f"An Atomica model of {parameters:,} parameters, pretrained with the task `{puzzle.task}`.", "",
-        "```python", "from transformers import AutoModel, AutoProcessor", "",
-        'folder = "path/to/this/folder"',
-        "processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)",
-        "model = AutoModel.from_pretrained(folder, trust_remote_code=True)",
-        'inputs = processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")',
-        "vector = model(**inputs).pooler_output", "```", "",
-        "## Data", "", f"{counts['train']} examples of {', '.join(options['train_file'])} for training, {counts['validation']} for validation.", "",
-        "## Losses at the end", "", "Each beside the loss of predicting nothing (for masked blocks: of knowing only how frequent each is).", "",
-        "| loss | model | predict nothing | on |", "|---|---|---|---|", *rows, "",
-        "## Training", "",
-        f"{counts['steps']} optimizer steps, {seconds:.0f} s on {counts['processes']} process(es) of "
-        f"{platform.machine()} ({counts['device']}), torch {torch.__version__}.", "",
-        "```json", json.dumps(options, indent=1), "```", "",
-        "The mathematics of the model is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906).", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
+    return CARD.format(
+        name=optimization.run_name or Path(optimization.output_dir).name,
+        parameters=sum(p.numel() for p in model.parameters()),
+        task=puzzle.task,
+        files=", ".join(options["train_file"]),
+        rows="\n".join(rows),
+        seconds=seconds,
+        machine=platform.machine(),
+        torch=torch.__version__,
+        options=json.dumps(options, indent=1),
+        **counts,
+    )
 
 
 def check_numbers(data, optimization):
@@ -452,7 +513,6 @@ def main(argv=None):
         raise UsageError(f"--output_dir {output_dir} is a file, expected a folder.")
     trackers = optimization.report_to.split(",") if optimization.report_to and optimization.report_to != "none" else None
     accelerator = Accelerator(
-        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         mixed_precision=optimization.mixed_precision,
         log_with=trackers,
         project_dir=str(output_dir),
@@ -581,12 +641,13 @@ def main(argv=None):
         for number, batch in enumerate(train_loader, first_batch + 1):
             last_of_epoch = number == num_batches
             batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            accelerator.gradient_state._set_sync_gradients(number % accumulation == 0 or last_of_epoch)
-            with nullcontext() if accelerator.sync_gradients else accelerator.no_sync(model):
+            window = min(accumulation, num_batches - (number - 1) // accumulation * accumulation)
+            is_step = number % accumulation == 0 or last_of_epoch
+            with nullcontext() if is_step else accelerator.no_sync(model):
                 output = model(**batch)
-                accelerator.backward(output.loss)
+                accelerator.backward(output.loss / window)
             meter.add(output, batch)
-            if not accelerator.sync_gradients:
+            if not is_step:
                 continue
             accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
             optimizer.step()
@@ -632,7 +693,10 @@ def main(argv=None):
             json.dumps({"steps": step, "new_steps": step - first_step, **latest}, indent=1), encoding="utf-8"
         )
         picture = plot_losses(metrics_file, output_dir / "losses.png")
-        print(f"Saved the model, processor and tokenizer in {output_dir}" + (f"; losses over steps in {picture}." if picture else "."))
+        print(
+            f"Saved the model, processor and tokenizer in {output_dir}"
+            + (f"; losses over steps in {picture}." if picture else ".")
+        )
         for split, means in latest.items():
             print(f"  {split}: loss {means['loss']:.3f}; each loss / predict nothing: {short(means)}")
         if optimization.push_to_hub:

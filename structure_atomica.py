@@ -18,6 +18,7 @@ from rdkit.Chem import AllChem
 from rdkit.Geometry import Point3D
 from scipy.spatial import cKDTree
 
+
 try:
     import gemmi
 except ImportError:
@@ -165,7 +166,9 @@ def _parse(smiles, name):
 def _refuse_dummies(mol, name):
     for atom in mol.GetAtoms():
         if atom.GetAtomicNum() == 0:
-            raise StructureError("not_an_element", f"{name}: atom {atom.GetIdx()} is {atom.GetSymbol()!r}, expected an element.")
+            raise StructureError(
+                "not_an_element", f"{name}: atom {atom.GetIdx()} is {atom.GetSymbol()!r}, expected an element."
+            )
 
 
 def _relax(mol, interfragment=False):
@@ -188,7 +191,9 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     if AllChem.EmbedMolecule(mol, parameters) < 0:
         parameters.useRandomCoords = True
         if AllChem.EmbedMolecule(mol, parameters) < 0:
-            raise StructureError("no_conformer", f"{name}: no 3D conformer of {Chem.MolToSmiles(Chem.RemoveHs(mol))!r} was found.")
+            raise StructureError(
+                "no_conformer", f"{name}: no 3D conformer of {Chem.MolToSmiles(Chem.RemoveHs(mol))!r} was found."
+            )
     _relax(mol)
     return mol
 
@@ -292,9 +297,7 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
 # macromolecules ---------------------------------------------------------------------------------------------------------
 
 WATERS = frozenset(("HOH", "WAT", "DOD", "H2O"))
-AMINO_ACID_NAMES = frozenset(
-    "GLY ALA VAL LEU ILE PHE TRP TYR ASP HIS ASN GLU LYS GLN MET ARG SER THR CYS PRO".split()
-)
+AMINO_ACID_NAMES = frozenset("GLY ALA VAL LEU ILE PHE TRP TYR ASP HIS ASN GLU LYS GLN MET ARG SER THR CYS PRO".split())
 NUCLEOTIDE_NAMES = frozenset("DA DG DC DT RA RG RC RU".split())
 PARENTS = {"MSE": "MET"}
 
@@ -547,7 +550,9 @@ def read_interface(
     stem = name or f"{Path(path).name.split('.')[0]}_{side_a.replace(':', '_')}_{side_b.replace(':', '_')}"
     if ":" in side_a:
         if ":" in side_b:
-            raise StructureError("bad_side", f"{path}: both sides are ligands ({side_a}, {side_b}), expected one side of chains.")
+            raise StructureError(
+                "bad_side", f"{path}: both sides are ligands ({side_a}, {side_b}), expected one side of chains."
+            )
         side_a, side_b = side_b, side_a
     notes = Counter()
     chains = _split_chains(side_a)
@@ -629,7 +634,9 @@ def read_macromolecule(path, distance: float = INTERFACE_DISTANCE, as_published:
             if near > contacts:
                 best, contacts = (a, b), near
     if best is None:
-        raise StructureError("no_interface", f"{path}: no two of the chains {', '.join(labels)} are within {distance} angstrom.")
+        raise StructureError(
+            "no_interface", f"{path}: no two of the chains {', '.join(labels)} are within {distance} angstrom."
+        )
     a, b = (chains[label] for label in best)
     label = f"{name}_{best[0]}_{best[1]}"
     if as_published:
@@ -715,7 +722,8 @@ def _index_row(path, row, as_published):
     file = file if file.is_absolute() else Path(path).parent / file
     side_b = value("chain2")
     code = value("lig_code")
-    name = f"{value('pdb_id') or file.name.split('.')[0]}_{''.join(_split_chains(value('chain1')))}_{''.join(_split_chains(side_b))}"
+    chains = ["".join(_split_chains(side)) for side in (value("chain1"), side_b)]
+    name = "_".join([value("pdb_id") or file.name.split(".")[0], *chains])
     if code:
         name = f"{name}_{code}"
         number = value("lig_resi").removesuffix(".0")
@@ -729,8 +737,12 @@ def _index_row(path, row, as_published):
 
 
 def list_inputs(path, as_published: bool = False, seed: int = 0):
-    """Everything a path holds, as work to be done: a list of (name, function, arguments); each call gives a `Structure` or a
-    list of them, or raises `StructureError`, and can be made in another process. A folder is searched for structure files; tables and SDF files are split into rows and records.
+    """Everything a path holds, as work to be done. A folder is searched for structure files; tables and SDF files are split
+    into rows and records.
+
+    Returns:
+        List of (name, function, arguments); each call gives a `Structure` or a list of them, or raises `StructureError`, and
+        can be made in another process.
 
     Raises:
         `StructureError`: if the path is missing, empty, or of a kind that is not known.

@@ -215,7 +215,9 @@ class AtomicaTokenizer(PreTrainedTokenizer):
             `ValueError`: for a SMILES that does not parse, or a `vocab_size` without room for fragments.
         """
         if vocab_size <= len(BASE_TOKENS):
-            raise ValueError(f"`vocab_size` is {vocab_size}, expected more than the {len(BASE_TOKENS)} tokens without fragments.")
+            raise ValueError(
+                f"`vocab_size` is {vocab_size}, expected more than the {len(BASE_TOKENS)} tokens without fragments."
+            )
         smiles = [s for batch in text_iterator for s in ([batch] if isinstance(batch, str) else batch)]
         molecules = [_Fragmentation(self._ordered(heavy_atoms(parse_smiles(s))[0])[0]) for s in smiles]
         elements = Counter(atom.GetSymbol() for m in molecules for atom in m.mol.GetAtoms())
@@ -338,4 +340,13 @@ class AtomicaTokenizer(PreTrainedTokenizer):
         return [int(token < len(SPECIAL_TOKENS)) for token in ids]
 
 
-__all__ = ["AMINO_ACIDS", "BASE_TOKENS", "ELEMENTS", "NUCLEOTIDES", "SPECIAL_TOKENS", "AtomicaTokenizer", "heavy_atoms", "parse_smiles"]
+__all__ = [
+    "AMINO_ACIDS",
+    "BASE_TOKENS",
+    "ELEMENTS",
+    "NUCLEOTIDES",
+    "SPECIAL_TOKENS",
+    "AtomicaTokenizer",
+    "heavy_atoms",
+    "parse_smiles",
+]

@@ -41,7 +41,8 @@ with torch.no_grad():
 assert torch.equal(vector, again) and vector.isfinite().all()
 print(f"{type(config).__name__}, {type(tokenizer).__name__} ({len(tokenizer)} tokens), {type(processor).__name__}, "
       f"{type(model).__name__} and {type(pretraining).__name__} ({pretraining.num_parameters():,} parameters)")
-print("aspirin is", tokenizer.decode(inputs["input_ids"][0]), "and its vector begins", [round(x, 3) for x in vector[:4].tolist()])
+print("aspirin is", tokenizer.decode(inputs["input_ids"][0]))
+print("and its vector begins", [round(x, 3) for x in vector[:4].tolist()])
 """
 
 

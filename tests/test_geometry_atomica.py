@@ -163,7 +163,9 @@ def brute_force_edges(positions, segments, is_global, k, with_globals):
     for i in range(len(positions)):
         if not is_global[i]:
             for kind in (0, 1):
-                others = [j for j in range(len(positions)) if j != i and not is_global[j] and (segments[i] != segments[j]) == kind]
+                others = [
+                    j for j in range(len(positions)) if j != i and not is_global[j] and (segments[i] != segments[j]) == kind
+                ]
                 others.sort(key=lambda j: ((positions[i] - positions[j]).pow(2).sum().item(), j))
                 edges |= {(i, j, kind) for j in others[:k]}
         for j in range(len(positions)):

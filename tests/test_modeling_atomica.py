@@ -41,7 +41,16 @@ def test_rotating_and_shifting_the_input(task, settings, examples):
         if name in batch:
             moved[name] = batch[name] @ rotation.T
     one, two = model(**batch), model(**moved)
-    for name in [*HIDDEN, "loss", "torsion_prediction", "torsion_loss", "mask_loss", "rotation_loss", "translation_loss", "atom_loss"]:
+    for name in [
+        *HIDDEN,
+        "loss",
+        "torsion_prediction",
+        "torsion_loss",
+        "mask_loss",
+        "rotation_loss",
+        "translation_loss",
+        "atom_loss",
+    ]:
         if getattr(one, name) is not None:
             assert (getattr(one, name) - getattr(two, name)).abs().max() < 1e-9, name
     for name in ("translation_prediction", "rotation_prediction", "atom_prediction"):

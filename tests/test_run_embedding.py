@@ -42,14 +42,23 @@ def test_one_vector_per_complex_in_the_order_of_the_input(model_folder, table, t
 
 @pytest.mark.parametrize("level, columns", [("block", {"block", "token", "origin"}), ("atom", {"atom", "atom_name", "block"})])
 def test_vectors_of_blocks_and_atoms(level, columns, model_folder, table, tmp_path, processor):
-    options = ["--model_name_or_path", model_folder, "--input_file", table, "--output_file", tmp_path / "v.parquet", "--level", level]
+    options = [
+        "--model_name_or_path",
+        model_folder,
+        "--input_file",
+        table,
+        "--output_file",
+        tmp_path / "v.parquet",
+        "--level",
+        level,
+    ]
     run_embedding.main([str(x) for x in [*options, "--device", "cpu"]])
     rows = [row for row in pq.read_table(tmp_path / "v.parquet").to_pylist() if row["name"] == "aspirin"]
     inputs = processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")
     model, _ = run_embedding.load_model(str(model_folder))
     output = model(**inputs)
     expected = (output.last_hidden_state if level == "block" else output.atom_hidden_state)[0].detach().numpy()
-    assert columns <= set(rows[0]) and np.abs(np.array([row["embedding"] for row in rows]) - expected).max() < 1e-5
+    assert columns <= set(rows[0]) and np.abs(np.array([row["embedding"] for row in rows]) - expected).max() < 1e-4
     if level == "block":
         assert [row["token"] for row in rows] == processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
 

@@ -14,6 +14,7 @@ from run_pretraining import SizedBatchSampler, UsageError
 
 
 TINY = ["--hidden_size", 8, "--atom_hidden_size", 8, "--edge_size", 8, "--num_hidden_layers", 2, "--max_blocks_per_batch", 40]
+SIX_STEPS = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--validation_split_percentage", 25, "--logging_steps", 1]
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,9 @@ def command(molecules, output, *more):
 def finished(molecules, tmp_path_factory):
     """One launched run: six steps, a checkpoint every two."""
     output = tmp_path_factory.mktemp("run") / "model"
-    done = run("run_pretraining.py", *command(molecules, output, "--max_train_steps", 6, "--checkpointing_steps", 2,
-               "--validation_split_percentage", 25, "--logging_steps", 1, "--report_to", "tensorboard", "--save_total_limit", 2))  # fmt: skip
+    done = run(
+        "run_pretraining.py", *command(molecules, output, *SIX_STEPS, "--report_to", "tensorboard", "--save_total_limit", 2)
+    )
     assert done.returncode == 0, done.stderr
     return output, done
 
@@ -86,19 +88,27 @@ def test_resuming_gives_the_weights_of_the_undisturbed_run(finished, molecules):
     output, _ = finished
     whole = load_file(output / "model.safetensors")
     (output / "checkpoint-6").rename(output.parent / "aside")
-    options = command(molecules, output, "--max_train_steps", 6, "--checkpointing_steps", 2, "--validation_split_percentage", 25,
-                      "--logging_steps", 1, "--resume_from_checkpoint", "latest", "--dataloader_num_workers", 1)  # fmt: skip
+    options = command(molecules, output, *SIX_STEPS, "--resume_from_checkpoint", "latest", "--dataloader_num_workers", 1)
     done = run("run_pretraining.py", *options)
     assert done.returncode == 0, done.stderr
     assert "step 4" in done.stdout
     resumed = load_file(output / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [json.loads(x)["step"] for x in (output / "metrics.jsonl").read_text().splitlines() if '"train"' in x] == [1, 2, 3, 4, 5, 6]
+    assert [json.loads(x)["step"] for x in (output / "metrics.jsonl").read_text().splitlines() if '"train"' in x] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
 def test_accelerate_and_torchrun(molecules, tmp_path):
     options = command(molecules, tmp_path / "a", "--max_train_steps", 2, "--task", "masking")
-    done = run("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", 1, "run_pretraining.py", *options)
+    done = run(
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", 1, "run_pretraining.py", *options
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     options = command(molecules, tmp_path / "b", "--max_train_steps", 3, "--task", "pretrain_gaussian")
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517, "run_pretraining.py"]
@@ -110,10 +120,12 @@ def test_accelerate_and_torchrun(molecules, tmp_path):
 
 
 def test_atomicas_command_line_is_understood(molecules, tmp_path):
-    original = f"--train_set {molecules} --task pretrain_torsion_masking --atom_hidden_size 8 --n_layers 2 --torsion_noise 0.3 " \
-               f"--mask_proportion 0.15 --lr 0.0001 --max_epoch 1 --save_dir {tmp_path / 'd'} --run_name tutorial " \
-               f"--valid_set {molecules} --block_hidden_size 8 --edge_size 8 --k_neighbors 4 --translation_noise 1 " \
-               f"--rotation_noise 0.25 --max_rotation 0.5 --atom_noise 1"  # fmt: skip
+    original = (
+        f"--train_set {molecules} --task pretrain_torsion_masking --atom_hidden_size 8 --n_layers 2 --torsion_noise 0.3 "
+        f"--mask_proportion 0.15 --lr 0.0001 --max_epoch 1 --save_dir {tmp_path / 'd'} --run_name tutorial "
+        f"--valid_set {molecules} --block_hidden_size 8 --edge_size 8 --k_neighbors 4 --translation_noise 1 "
+        "--rotation_noise 0.25 --max_rotation 0.5 --atom_noise 1"
+    )
     run_pretraining.main(original.split())
     config = AtomicaForPreTraining.from_pretrained(tmp_path / "d").config
     assert (config.atom_hidden_size, config.hidden_size, config.num_hidden_layers, config.num_neighbors) == (8, 8, 2, 4)
@@ -121,8 +133,15 @@ def test_atomicas_command_line_is_understood(molecules, tmp_path):
 
 
 def test_options_from_a_json_file_and_a_model_to_start_from(finished, molecules, tmp_path):
-    options = {"train_file": [str(molecules)], "output_dir": str(tmp_path / "j"), "max_train_steps": 1, "lr_scheduler_type": "linear",
-               "model_name_or_path": str(finished[0]), "task": "masking", "gradient_accumulation_steps": 2}  # fmt: skip
+    options = {
+        "train_file": [str(molecules)],
+        "output_dir": str(tmp_path / "j"),
+        "max_train_steps": 1,
+        "lr_scheduler_type": "linear",
+        "model_name_or_path": str(finished[0]),
+        "task": "masking",
+        "gradient_accumulation_steps": 2,
+    }
     (tmp_path / "options.json").write_text(json.dumps(options))
     run_pretraining.main([str(tmp_path / "options.json")])
     config = AtomicaForPreTraining.from_pretrained(tmp_path / "j").config
@@ -157,7 +176,9 @@ def test_checkpoints_of_other_models_and_other_runs(finished, molecules, tmp_pat
     with pytest.raises(UsageError, match="'bert', expected 'atomica'"):
         run_pretraining.main(command(molecules, tmp_path / "x", "--model_name_or_path", other, *options))
     with pytest.raises(UsageError, match="cannot be changed.*edge_size"):
-        run_pretraining.main([*command(molecules, tmp_path / "x", "--model_name_or_path", output, *options), "--edge_size", "10"])
+        run_pretraining.main(
+            [*command(molecules, tmp_path / "x", "--model_name_or_path", output, *options), "--edge_size", "10"]
+        )
     checkpoint = sorted(output.glob("checkpoint-*"))[-1]
     with pytest.raises(UsageError, match="another run.*task was 'pretrain_torsion_masking', is 'masking'"):
         run_pretraining.main(command(molecules, tmp_path / "x", "--resume_from_checkpoint", checkpoint, "--task", "masking"))

@@ -150,7 +150,10 @@ def test_smiles_are_built_in_3d_the_same_each_time():
     positions = [s.segments[0][0].positions for s in (one, two, other)]
     assert np.array_equal(positions[0], positions[1]) and not np.allclose(positions[0], positions[2])
     assert set(one.segments[0][0].elements) == {6, 8}
-    bonds = [np.linalg.norm(np.subtract(*positions[0][[b.GetBeginAtomIdx(), b.GetEndAtomIdx()]])) for b in one.segments[0][0].mol.GetBonds()]
+    bonds = [
+        np.linalg.norm(np.subtract(*positions[0][[b.GetBeginAtomIdx(), b.GetEndAtomIdx()]]))
+        for b in one.segments[0][0].mol.GetBonds()
+    ]
     assert 1.15 < min(bonds) and max(bonds) < 1.6
 
 
@@ -163,7 +166,10 @@ def test_molecules_of_a_complex_touch_but_do_not_clash():
 
 
 def test_sdf_records_complexes_and_reasons(tmp_path):
-    mol, pair = embed(Chem.MolFromSmiles("CCO")), Chem.CombineMols(embed(Chem.MolFromSmiles("C")), embed(Chem.MolFromSmiles("O")))
+    mol, pair = (
+        embed(Chem.MolFromSmiles("CCO")),
+        Chem.CombineMols(embed(Chem.MolFromSmiles("C")), embed(Chem.MolFromSmiles("O"))),
+    )
     flat = Chem.MolFromSmiles("CCCCCC")
     AllChem.Compute2DCoords(flat)
     with Chem.SDWriter(str(tmp_path / "some.sdf")) as writer:
@@ -188,7 +194,9 @@ def test_sdf_records_complexes_and_reasons(tmp_path):
 
 
 def test_tables_keep_the_good_and_name_the_bad(tmp_path):
-    (tmp_path / "m.csv").write_text("name,SMILES,y\nethanol,CCO,1\nopen ring,c1ccccc,2\npentavalent,C(C)(C)(C)(C)C,3\nstar,*C,4\n,CCN,5\nempty,,6\n")
+    (tmp_path / "m.csv").write_text(
+        "name,SMILES,y\nethanol,CCO,1\nopen ring,c1ccccc,2\npentavalent,C(C)(C)(C)(C)C,3\nstar,*C,4\n,CCN,5\nempty,,6\n"
+    )
     report = ReadReport()
     found = list(read_structures(tmp_path / "m.csv", report))
     assert [s.name for s in found] == ["ethanol", "CCN"] and found[0].properties["y"] == "1"
@@ -261,7 +269,15 @@ def test_index_of_complexes_and_both_chains_of_1azs(shared, processor):
     report = ReadReport()
     found = list(read_structures(shared / "data/complexes/atomica_examples/example_inputs.csv", report))
     assert report.kept == 7 and not report.rejected
-    assert [s.name for s in found] == ["6llw_A_A_UDP", "3i5x_A_B", "5kl2_A_BC", "6d1u_A_D", "2uxq_A_B", "6hrg_A_A_ZN", "4yaz_A_A_4BW"]
+    assert [s.name for s in found] == [
+        "6llw_A_A_UDP",
+        "3i5x_A_B",
+        "5kl2_A_BC",
+        "6d1u_A_D",
+        "2uxq_A_B",
+        "6hrg_A_A_ZN",
+        "4yaz_A_A_4BW",
+    ]
     for structure in found:
         example = processor.encode(structure)
         assert 2 not in example["input_ids"] and example["token_type_ids"].max() == 1

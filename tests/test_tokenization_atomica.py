@@ -89,7 +89,11 @@ def test_the_shipped_vocabulary_is_what_the_miner_gives(tokenizer):
 def test_mining_by_hand():
     """In C-C-O the pairs CC and CO are equally frequent: the alphabet decides, and one more C-O overrules it."""
     base = AtomicaTokenizer()
-    assert base.train_new_from_iterator(["CCO", "CCO"], len(BASE_TOKENS) + 1).fragments[0] == {"token": "CC", "atoms": 2, "count": 2}
+    assert base.train_new_from_iterator(["CCO", "CCO"], len(BASE_TOKENS) + 1).fragments[0] == {
+        "token": "CC",
+        "atoms": 2,
+        "count": 2,
+    }
     assert base.train_new_from_iterator(["CCO", "CCO", "CO"], len(BASE_TOKENS) + 1).fragments[0]["token"] == "CO"
 
 
