@@ -129,11 +129,11 @@ class AtomicaConfig(PreTrainedConfig):
         expect(0 <= self.hidden_dropout_prob < 1, "hidden_dropout_prob", "a probability below 1")
         expect(self.vocab_size > NUM_SPECIAL_BLOCKS, "vocab_size", f"more than the {NUM_SPECIAL_BLOCKS} special blocks")
         special = (self.pad_token_id, self.mask_token_id, self.unk_token_id, self.global_token_id)
-        if sorted(special) != list(range(NUM_SPECIAL_BLOCKS)):
-            problems.append(f"the special block tokens are {special}, expected each of 0, 1, 2, 3 once")
+        if special != tuple(range(NUM_SPECIAL_BLOCKS)):
+            problems.append(f"the special block tokens <pad> <mask> <unk> <global> are {special}, expected (0, 1, 2, 3)")
         special = (self.atom_pad_token_id, self.atom_mask_token_id, self.atom_global_token_id)
-        if len(set(special)) != 3 or not all(0 <= i < self.atom_vocab_size for i in special):
-            problems.append(f"the special atom tokens are {special}, expected three different ids below {self.atom_vocab_size}")
+        if special != (0, 1, 2):
+            problems.append(f"the special atom tokens <pad> <mask> <global> are {special}, expected (0, 1, 2)")
         if problems:
             raise ValueError("AtomicaConfig: " + "; ".join(problems) + ".")
 

@@ -11,10 +11,10 @@ import numpy as np
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from .configuration_atomica import NUM_SPECIAL_BLOCKS
 from .processing_atomica import ATOM_GLOBAL, ATOM_MASK, MODEL_INPUTS, pad_examples
 
 
-NUM_SPECIAL_BLOCKS = 4
 MASK_TOKEN_ID = 1
 IGNORE_INDEX = -100
 
@@ -118,6 +118,10 @@ class Puzzle:
         """Keeps the blocks nearest to the other segments (of a lone molecule: nearest to a block drawn at random)."""
         if len(self.input_ids) <= max_blocks:
             return
+        if 2 * self.num_segments > max_blocks:
+            raise ValueError(
+                f"{self.name}: {self.num_segments} segments cannot be cropped to {max_blocks} blocks; each needs two."
+            )
         is_special = np.isin(np.arange(len(self.input_ids)), self.atom_to_block[self.atom_ids == ATOM_GLOBAL])
         distance = np.full(len(self.input_ids), np.inf)
         segment_of_atom = self.segments[self.atom_to_block]
@@ -262,7 +266,7 @@ class AtomicaCollator:
 class AtomicaPreTrainingCollator:
     """Examples of `AtomicaProcessor.encode` -> a padded batch of puzzles with labels.
 
-    An example may carry `example_index` and `epoch`; with `seed` they fix every draw of its puzzle.
+    An example carries its `example_index` and the `epoch`; with `seed` they fix every draw of its puzzle.
 
     Args:
         task (`str`): one of `TASKS`.
@@ -273,10 +277,10 @@ class AtomicaPreTrainingCollator:
         mask_proportion (`float`): share of the blocks that are hidden, at least one.
         max_blocks (`int`): larger complexes are cropped to this many blocks around the interface.
         seed (`int`): of all draws.
-        modality (`bool`): pass `modality_ids` on.
 
     Raises:
-        `ValueError`: for an unknown task, a noise that is not positive, and examples whose positions are not finite.
+        `ValueError`: for an unknown task, a noise that is not positive, examples without number or epoch, and examples whose
+            positions are not finite.
     """
 
     task: str = "pretrain_torsion_masking"
@@ -331,8 +335,13 @@ class AtomicaPreTrainingCollator:
 
     def __call__(self, examples):
         puzzles = []
-        for position, example in enumerate(examples):
-            draw = (self.seed, int(example.get("epoch", 0)), int(example.get("example_index", position)))
+        for example in examples:
+            if "epoch" not in example or "example_index" not in example:
+                raise ValueError(
+                    f"{example.get('name', 'An example')} has no `epoch` and `example_index`: without them every puzzle would "
+                    "be the same again in the next batch and epoch."
+                )
+            draw = (self.seed, int(example["epoch"]), int(example["example_index"]))
             puzzles.append(self.puzzle(example, np.random.default_rng(draw)))
             if "modality_ids" in example:
                 puzzles[-1]["modality_ids"] = example["modality_ids"]

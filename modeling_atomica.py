@@ -306,8 +306,12 @@ class AtomicaAtomToBlockAttention(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size)
 
     def forward(self, blocks, atoms, block_of_atom):
+        with torch.autocast(device_type=blocks.device.type, enabled=False):  # sums of exponentials want full precision
+            return self._attend(blocks.to(self.query.weight.dtype), atoms.to(self.query.weight.dtype), block_of_atom)
+
+    def _attend(self, blocks, atoms, block_of_atom):
         num_blocks = len(blocks)
-        heads = lambda x: x.view(*x.shape[:-1], self.num_heads, -1)  # noqa: E731
+        heads = lambda x: x.view(*x.shape[:-1], self.num_heads, -1)
         query = heads(self.query(blocks)) * (blocks.shape[-1] // self.num_heads) ** -0.5
         key, value = heads(self.key(atoms)), heads(self.value(atoms))
         scores = (query[block_of_atom] * key).sum(-1)

@@ -30,7 +30,14 @@ from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from atomica_hf import ROOT, AtomicaProcessor, ReadReport, StructureError
-from atomica_hf.structure_atomica import list_inputs
+from atomica_hf.structure_atomica import (
+    INDEX_COLUMNS,
+    TABLE_SUFFIXES,
+    index_file,
+    list_inputs,
+    read_table,
+    suffix_of,
+)
 
 
 _INTEGERS, _TEXTS = List(Value("int64")), List(Value("string"))
@@ -88,7 +95,7 @@ def read_examples(path, processor, report, num_proc=1, max_samples=None, progres
         num_proc (`int`): processes; the order of examples does not depend on it.
         max_samples (`int`): read only this many inputs.
     """
-    work = list_inputs(path, processor.as_published, processor.seed)[:max_samples]
+    work = list_inputs(path, processor.interface_distance, processor.as_published, processor.seed)[:max_samples]
     pool = None
     if num_proc > 1:
         context = multiprocessing.get_context("spawn")  # forking a process that has run torch threads can hang
@@ -113,7 +120,12 @@ def is_prepared(path) -> bool:
     return (Path(path) / "dataset_info.json").exists()
 
 
-def load_prepared(path, vocab_size=None) -> Dataset:
+def vocabulary_hash(tokenizer) -> str:
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return hashlib.sha256("\n".join(tokens).encode()).hexdigest()[:16]
+
+
+def load_prepared(path, tokenizer) -> Dataset:
     """A dataset that `prepare_dataset.py` wrote.
 
     Raises:
@@ -123,12 +135,13 @@ def load_prepared(path, vocab_size=None) -> Dataset:
     missing = [name for name in FEATURES if name not in dataset.column_names]
     if missing:
         raise StructureError("not_prepared", f"{path}: a dataset without the columns {', '.join(missing)}.")
-    if vocab_size is not None and len(dataset):
-        largest = max(max(ids) for ids in dataset.select_columns("input_ids")["input_ids"])
-        if largest >= vocab_size:
-            raise StructureError(
-                "other_vocabulary", f"{path}: has block token {largest}, but the vocabulary has {vocab_size} tokens."
-            )
+    report = Path(path) / REPORT_FILE
+    made_with = json.loads(report.read_text(encoding="utf-8")).get("vocabulary") if report.exists() else None
+    if made_with != vocabulary_hash(tokenizer):
+        raise StructureError(
+            "other_vocabulary",
+            f"{path}: was made with the vocabulary {made_with}, but the tokenizer has {vocabulary_hash(tokenizer)}.",
+        )
     return dataset
 
 
@@ -141,6 +154,11 @@ def _save(dataset, folder):
         enable_progress_bars()
 
 
+def _write_report(folder, report, processor):
+    data = {**report.to_dict(), "vocabulary": vocabulary_hash(processor.tokenizer)}
+    (Path(folder) / REPORT_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
+
+
 def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True):
     """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
 
@@ -150,7 +168,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
         `StructureError`: if nothing could be read.
     """
     if is_prepared(path):
-        dataset = load_prepared(path, len(processor.tokenizer))
+        dataset = load_prepared(path, processor.tokenizer)
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
         return dataset, ReadReport(kept=len(dataset))
     path = Path(path)
@@ -170,7 +188,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
             shutil.rmtree(temporary)
             raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
         _save(Dataset.from_file(str(arrow)), temporary / "dataset")
-        (temporary / "dataset" / REPORT_FILE).write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
+        _write_report(temporary / "dataset", report, processor)
         os.replace(temporary / "dataset", folder)
         shutil.rmtree(temporary)
     saved = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
@@ -181,8 +199,11 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
 def _description(path, processor, max_samples):
     """What an example depends on, for recognising it again."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if path.suffix == ".csv":  # an index depends on the files it names
-        files += sorted(p for p in path.parent.iterdir() if p.is_file() and p != path)
+    if not path.is_dir() and suffix_of(path) in TABLE_SUFFIXES:  # an index depends on the files it names
+        rows = read_table(path)
+        if all(column in rows[0] for column in INDEX_COLUMNS):
+            named = {index_file(path, row) for row in rows}
+            files += sorted(file for file in named if file.is_file())
     return {
         "files": [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         "fragments": processor.tokenizer.fragments,
@@ -191,7 +212,8 @@ def _description(path, processor, max_samples):
         "seed": processor.seed,
         "max_samples": max_samples,
         "code": [
-            hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest() for name in ("structure", "processing")
+            hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest()
+            for name in ("tokenization", "structure", "processing")
         ],
     }
 
@@ -225,7 +247,7 @@ def main(argv=None):
         total.notes.update(report.notes)
     temporary = Path(f"{output}.tmp")
     _save(concatenate_datasets(parts), temporary)
-    (temporary / REPORT_FILE).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
+    _write_report(temporary, total, processor)
     os.replace(temporary, output)
     shutil.rmtree(cache, ignore_errors=True)
     sizes = np.array([len(ids) for ids in load_from_disk(str(output)).select_columns("input_ids")["input_ids"]])

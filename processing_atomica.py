@@ -180,7 +180,9 @@ class AtomicaProcessor(ProcessorMixin):
                 return [structure_from_mols(item)]
         if isinstance(item, Path) or (isinstance(item, str) and suffix_of(item) in MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES):
             if side_a is None and side_b is None:
-                return list(read_structures(item, as_published=self.as_published))
+                return list(
+                    read_structures(item, distance=self.interface_distance, as_published=self.as_published, seed=self.seed)
+                )
             if side_a is None or side_b is None:
                 raise StructureError("bad_side", f"{item}: `side_a` and `side_b` belong together, got {side_a!r}, {side_b!r}.")
             return read_interface(item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published)

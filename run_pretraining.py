@@ -9,6 +9,7 @@ train.py are understood as aliases.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -19,12 +20,13 @@ import time
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 from datasets import concatenate_datasets
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
@@ -69,6 +71,13 @@ class ModelArguments:
     num_hidden_layers: int | None = HfArg(default=None, aliases=["--n_layers"], help="Layers of each encoder (4).")
     num_neighbors: int | None = HfArg(default=None, aliases=["--k_neighbors"], help="Nearest neighbours per segment (8).")
     hidden_dropout_prob: float | None = HfArg(default=None, aliases=["--dropout"], help="Dropout (0).")
+    atom_loss_weight: float | None = HfArg(default=None, aliases=["--atom_weight"], help="Weight of the atom loss (1).")
+    torsion_loss_weight: float | None = HfArg(default=None, aliases=["--torsion_weight"], help="Of the torsion loss (1).")
+    translation_loss_weight: float | None = HfArg(
+        default=None, aliases=["--translation_weight"], help="Of the translation loss (1)."
+    )
+    rotation_loss_weight: float | None = HfArg(default=None, aliases=["--rotation_weight"], help="Of the rotation loss (0.1).")
+    mask_loss_weight: float | None = HfArg(default=None, aliases=["--mask_weight"], help="Of the masked-block loss (1).")
     gradient_checkpointing: bool = HfArg(default=False, help="Trade time for memory.")
 
 
@@ -126,6 +135,7 @@ class OptimizationArguments:
     eval_steps: int | None = HfArg(default=None, help="Optimizer steps between validations; by default once an epoch.")
     checkpointing_steps: int | None = HfArg(default=None, help="Optimizer steps between checkpoints; by default once an epoch.")
     save_total_limit: int | None = HfArg(default=3, help="Checkpoints kept, the newest ones.")
+    overwrite_output_dir: bool = HfArg(default=False, help="Start anew in a folder with checkpoints; they are deleted.")
     resume_from_checkpoint: str | None = HfArg(default=None, help="A checkpoint folder, or 'latest'.")
     report_to: str | None = HfArg(default=None, help="Tracker(s) of accelerate, for example tensorboard or wandb.")
     push_to_hub: bool = HfArg(default=False, help="Upload the final model; the token is taken from the environment.")
@@ -222,24 +232,18 @@ def load_processor(arguments):
 
 def load_model(arguments, task, processor):
     """Model from scratch or from a checkpoint, with the heads of the task."""
-    sizes = {
-        name: getattr(arguments, name)
-        for name in (
-            "hidden_size",
-            "atom_hidden_size",
-            "edge_size",
-            "num_hidden_layers",
-            "num_neighbors",
-            "hidden_dropout_prob",
-        )
-        if getattr(arguments, name) is not None
-    }
+
+    def given(names):
+        return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+    sizes = given(("hidden_size", "atom_hidden_size", "edge_size", "num_hidden_layers", "num_neighbors"))
+    changes = {**given(("hidden_dropout_prob", *(f"{name}_loss_weight" for name in LOSSES))), **task_flags(task)}
     vocab_size = len(processor.tokenizer)
     if arguments.model_name_or_path is None:
         if "atom_hidden_size" in sizes:
             sizes.setdefault("hidden_size", sizes["atom_hidden_size"])
         try:
-            return AtomicaForPreTraining(AtomicaConfig(vocab_size=vocab_size, **sizes, **task_flags(task)))
+            return AtomicaForPreTraining(AtomicaConfig(vocab_size=vocab_size, **sizes, **changes))
         except ValueError as error:
             raise UsageError(str(error)) from error
     name = arguments.model_name_or_path
@@ -251,12 +255,15 @@ def load_model(arguments, task, processor):
         raise UsageError(f"{name}: a checkpoint of model type {config.model_type!r}, expected 'atomica'.")
     if config.vocab_size != vocab_size:
         raise UsageError(f"{name}: the model has {config.vocab_size} block tokens, the tokenizer {vocab_size}.")
-    changed = [f"{key} ({getattr(config, key)}, asked for {value})" for key, value in sizes.items()
-               if getattr(config, key) != value and key != "hidden_dropout_prob"]  # fmt: skip
-    if changed:
-        raise UsageError(f"{name}: the sizes of a checkpoint cannot be changed: {', '.join(changed)}.")
-    overrides = {**task_flags(task), "hidden_dropout_prob": sizes.get("hidden_dropout_prob", config.hidden_dropout_prob)}
-    return AtomicaForPreTraining.from_pretrained(name, **overrides)
+    different = [
+        f"{key} ({getattr(config, key)}, asked for {value})" for key, value in sizes.items() if getattr(config, key) != value
+    ]
+    if different:
+        raise UsageError(f"{name}: the sizes of a checkpoint cannot be changed: {', '.join(different)}.")
+    try:
+        return AtomicaForPreTraining.from_pretrained(name, **changes)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{name}: no weights of Atomica there ({str(error).splitlines()[0]}).") from error
 
 
 def make_scheduler(optimizer, arguments, total_steps):
@@ -280,35 +287,41 @@ def make_scheduler(optimizer, arguments, total_steps):
 
 
 class LossMeter:
-    """Means of the losses and of their baselines over some batches, each batch weighted by its number of complexes."""
+    """Means of the losses and of their baselines over some batches. Each is weighted by what it was taken over, complexes or
+    masked blocks, so that batches without a puzzle do not count."""
 
     def __init__(self, log_frequencies):
         self.log_frequencies = log_frequencies
-        self.sums, self.complexes = defaultdict(float), 0
+        self.sums, self.weights = defaultdict(float), defaultdict(float)
 
     @torch.no_grad()
     def add(self, output, batch):
-        count = len(batch["input_ids"])
-        values = {"loss": output.loss}
+        moved = batch["perturbed_segment"] >= 0
+        rigid = moved & (batch["token_type_ids"].amax(1) > 0)
+        weights = {"atom": moved, "translation": rigid, "rotation": rigid}
+        if "torsion_index" in batch:
+            weights["torsion"] = (batch["torsion_index"][..., 0] >= 0).any(1) if batch["torsion_index"].shape[1] else moved[:0]
+        values = {"loss": (output.loss, torch.ones_like(moved))}
         for name in LOSSES:
-            for kind in ("loss", "baseline"):
-                value = getattr(output, f"{name}_{kind}")
-                if value is not None:
-                    values[f"{name}_{kind}"] = value
-        if "mask_baseline" in values:  # the shares of the train file, instead of all classes alike
-            classes = batch["labels"][batch["labels"] >= 0] - NUM_SPECIAL_BLOCKS
-            frequencies = self.log_frequencies.to(classes.device)
-            values["mask_baseline"] = -frequencies[classes].mean() if len(classes) else values["mask_loss"]
-        for name, value in values.items():
-            self.sums[name] = self.sums[name] + value.detach().float() * count
-        self.complexes += count
+            if getattr(output, f"{name}_loss") is not None:
+                weight = batch["labels"] >= 0 if name == "mask" else weights[name]
+                for kind in ("loss", "baseline"):
+                    values[f"{name}_{kind}"] = (getattr(output, f"{name}_{kind}"), weight)
+        if "mask_loss" in values:  # the shares of the train file, instead of all classes alike
+            classes = (batch["labels"] - NUM_SPECIAL_BLOCKS).clamp_min(0)
+            guesses = -self.log_frequencies.to(classes.device)[classes]
+            masked = batch["labels"] >= 0
+            values["mask_baseline"] = ((guesses * masked).sum() / masked.sum().clamp_min(1), masked)
+        for name, (value, weight) in values.items():
+            weight = weight.sum()
+            self.sums[name] = self.sums[name] + value.detach().float() * weight
+            self.weights[name] = self.weights[name] + weight
 
     def means(self, accelerator):
         names = sorted(self.sums)
-        values = torch.stack([torch.as_tensor(self.sums[name], device=accelerator.device) for name in names])
-        count = torch.tensor([float(self.complexes)], device=accelerator.device)
-        total = accelerator.reduce(torch.cat([values, count]), reduction="sum").tolist()
-        return {name: value / total[-1] for name, value in zip(names, total)}
+        totals = torch.stack([torch.stack([self.sums[name], self.weights[name].float()]) for name in names])
+        totals = accelerator.reduce(totals, reduction="sum").tolist()
+        return {name: value / max(weight, 1.0) for name, (value, weight) in zip(names, totals)}
 
 
 def short(means):
@@ -355,9 +368,9 @@ def plot_losses(metrics_file, picture):
 
 
 def checkpoints(output_dir):
-    """Complete checkpoints of a folder, oldest first."""
+    """Complete checkpoints of a folder, in the order they were written."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).exists()]
-    return sorted(found, key=lambda p: int(p.name[11:]))
+    return sorted(found, key=lambda p: (p / STATE_FILE).stat().st_mtime_ns)
 
 
 def save_checkpoint(accelerator, state, settings, output_dir, limit):
@@ -461,9 +474,9 @@ def model_card(arguments, model, counts, means, seconds):
         for name in LOSSES
         if f"{name}_loss" in means[split]
     ]
-    options = {**dataclasses.asdict(puzzle), **dataclasses.asdict(optimization), **dataclasses.asdict(data)}
+    options = {name: value for part in arguments for name, value in dataclasses.asdict(part).items()}
     options["train_file"] = [Path(path).name for path in data.train_file]
-    for name in ("output_dir", "validation_file", "resume_from_checkpoint"):
+    for name in ("output_dir", "validation_file", "resume_from_checkpoint", "model_name_or_path", "processor_name_or_path"):
         options[name] = options[name] and Path(options[name]).name
     return CARD.format(
         name=optimization.run_name or Path(optimization.output_dir).name,
@@ -499,20 +512,46 @@ def check_numbers(data, optimization):
         raise UsageError(f"--validation_split_percentage is {data.validation_split_percentage}, expected 0 to 100.")
 
 
+def parse_json(path):
+    """Options from one JSON file, checked as if they had been typed.
+
+    Raises:
+        `UsageError`: if it is not a JSON object.
+    """
+    try:
+        options = json.loads(Path(path).read_text(encoding="utf-8"))
+        words = []
+        for name, value in options.items():
+            values = value if isinstance(value, list) else [value]
+            words += [] if value is None else [f"--{name}", *map(str, values)]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: not a JSON file with one object of options ({error}).") from error
+    return HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(words)
+
+
+ARGUMENTS = (ModelArguments, DataArguments, PuzzleArguments, OptimizationArguments)
+
+
 def main(argv=None):
-    parser = HfArgumentParser((ModelArguments, DataArguments, PuzzleArguments, OptimizationArguments), description=__doc__)
+    parser = HfArgumentParser(ARGUMENTS, description=__doc__)
     argv = sys.argv[1:] if argv is None else argv
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        arguments = parser.parse_json_file(argv[0])
-    else:
-        arguments = parser.parse_args_into_dataclasses(argv)
+    arguments = (
+        parse_json(argv[0]) if len(argv) == 1 and argv[0].endswith(".json") else parser.parse_args_into_dataclasses(argv)
+    )
     model_arguments, data, puzzle, optimization = arguments
     check_numbers(data, optimization)
     output_dir = Path(optimization.output_dir)
     if output_dir.is_file():
         raise UsageError(f"--output_dir {output_dir} is a file, expected a folder.")
     trackers = optimization.report_to.split(",") if optimization.report_to and optimization.report_to != "none" else None
+    used = output_dir.is_dir() and any(output_dir.glob("checkpoint-*"))
+    if used and not optimization.resume_from_checkpoint and not optimization.overwrite_output_dir:
+        raise UsageError(
+            f"--output_dir {output_dir} has checkpoints of an earlier run; continue it with --resume_from_checkpoint latest, "
+            "start anew with --overwrite_output_dir, or name another folder."
+        )
     accelerator = Accelerator(
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # the others wait while one process reads
         mixed_precision=optimization.mixed_precision,
         log_with=trackers,
         project_dir=str(output_dir),
@@ -586,6 +625,13 @@ def main(argv=None):
            if k.endswith(("_size", "_layers", "_neighbors")) or k.startswith("use_")},
         **dataclasses.asdict(puzzle),
         "train_examples": len(train), "max_blocks_per_batch": data.max_blocks_per_batch, "seed": optimization.seed,
+        "train_sizes": hashlib.sha256(sampler.sizes.astype(np.int64).tobytes()).hexdigest()[:16],
+        **{
+            name: getattr(optimization, name)
+            for name in (
+                "learning_rate", "final_learning_rate", "weight_decay", "lr_scheduler_type", "num_cycles", "num_warmup_steps",
+            )
+        },
         "max_blocks_per_example": data.max_blocks_per_example, "processes": accelerator.num_processes,
         "gradient_accumulation_steps": accumulation,
     }  # fmt: skip
@@ -598,13 +644,16 @@ def main(argv=None):
     metrics_file = output_dir / "metrics.jsonl"
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
+        if used and not optimization.resume_from_checkpoint:
+            for old in output_dir.glob("checkpoint-*"):
+                shutil.rmtree(old)
         kept = []
         if step and metrics_file.exists():
             kept = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
         metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     if trackers:
         flat = {k: v for a in arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))}
-        accelerator.init_trackers("atomica", config=flat)
+        accelerator.init_trackers(optimization.run_name or "atomica", config=flat)
 
     latest = {}
 
@@ -664,11 +713,15 @@ def main(argv=None):
                 meter = LossMeter(log_frequencies)
             at_epoch_end = last_of_epoch or step == total_steps
             if validation_loader is not None and (
-                step % optimization.eval_steps == 0 if optimization.eval_steps else at_epoch_end
+                (optimization.eval_steps and step % optimization.eval_steps == 0)
+                or (at_epoch_end and not optimization.eval_steps)
+                or step == total_steps
             ):
                 validate()
             every = optimization.checkpointing_steps
             if step % every == 0 if every else at_epoch_end:
+                if not all(p.isfinite().all() for p in model.parameters()):
+                    raise UsageError(f"Weights are not finite after step {step}; try a smaller --learning_rate.")
                 state = {"step": step, "epoch": epoch + last_of_epoch, "batch": 0 if last_of_epoch else number}
                 save_checkpoint(accelerator, state, settings, output_dir, optimization.save_total_limit)
             if step == total_steps:

@@ -263,6 +263,11 @@ def structure_from_mol(mol, name: str | None = None) -> Structure:
 
 def structure_from_mols(mols, name: str | None = None) -> Structure:
     """RDKit molecules with 3D coordinates in one frame -> the `Structure` of their complex."""
+    for number, mol in enumerate(mols, 1):
+        if not mol.GetNumConformers():
+            raise StructureError(
+                "no_coordinates", f"{name or 'complex'}: molecule {number} has no coordinates; embed it first."
+            )
     both = mols[0]
     for mol in mols[1:]:
         both = Chem.CombineMols(both, mol)
@@ -313,7 +318,7 @@ def _open_text(path):
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
-        return data.decode("utf-8", errors="replace")
+        return data.decode("utf-8-sig", errors="replace")
     except FileNotFoundError as error:
         raise StructureError("missing_file", f"{path}: no such file.") from error
     except (OSError, EOFError, gzip.zlib.error) as error:
@@ -360,8 +365,8 @@ def residue_token(name, atom_names):
     if name in AMINO_ACID_NAMES or name in ("DA", "DG", "DC", "DT"):
         return name
     if name in ("A", "G", "C", "U", "T") and ("C1'" in atom_names or "C1*" in atom_names):
-        ribose = name == "U" or "O2'" in atom_names or "O2*" in atom_names
-        return ("R" if ribose and name != "T" else "D") + name if name != "U" or ribose else None
+        ribose = name == "U" or (name != "T" and ("O2'" in atom_names or "O2*" in atom_names))
+        return ("R" if ribose else "D") + name
     return None
 
 
@@ -575,7 +580,8 @@ def read_interface(
         if as_published:
             whole.published_distance = distance
         else:
-            whole.segments = [_near(receptor, partner, distance), _near(partner, receptor, distance)]
+            near_partner = _near(partner, receptor, distance)  # a ligand stays whole
+            whole.segments = [_near(receptor, partner, distance), near_partner if origin is None else partner]
             if not all(whole.segments):
                 raise StructureError(
                     "no_interface", f"{path}: no atoms of {side_a!r} and {side_b!r} are within {distance} angstrom."
@@ -618,8 +624,8 @@ def read_macromolecule(path, distance: float = INTERFACE_DISTANCE, as_published:
     notes = Counter()
     chains = {}
     for chain in dict.fromkeys(c.name for c in model):
-        components = [c for c in _chain_components(model, [chain], notes, as_published) if c.mol is None]
-        if components:
+        components = _chain_components(model, [chain], notes, as_published)
+        if any(component.mol is None for component in components):
             chains[chain] = components
     if not chains:
         raise StructureError("no_residues", f"{path}: no protein or nucleic acid chain; name a ligand with an index CSV.")
@@ -715,11 +721,16 @@ def smiles_column(columns):
     return next((lower[name] for name in SMILES_COLUMNS if name in lower), None)
 
 
-def _index_row(path, row, as_published):
+def index_file(path, row) -> Path:
+    """The structure file that a row of an index CSV names; relative paths are relative to the CSV."""
+    file = Path((row.get("pdb_path") or "").strip())
+    return file if file.is_absolute() else Path(path).parent / file
+
+
+def _index_row(path, row, distance, as_published):
     """One row of ATOMICA's index CSV -> list of `Structure`."""
     value = lambda key: (row.get(key) or "").strip()  # noqa: E731
-    file = Path(value("pdb_path"))
-    file = file if file.is_absolute() else Path(path).parent / file
+    file = index_file(path, row)
     side_b = value("chain2")
     code = value("lig_code")
     chains = ["".join(_split_chains(side)) for side in (value("chain1"), side_b)]
@@ -729,14 +740,14 @@ def _index_row(path, row, as_published):
         number = value("lig_resi").removesuffix(".0")
         side_b = ":".join([side_b, code] + ([number] if number else []))
     structures = read_interface(
-        file, value("chain1"), side_b, value("lig_smiles") or None, name=name, as_published=as_published
+        file, value("chain1"), side_b, value("lig_smiles") or None, distance, name=name, as_published=as_published
     )
     for structure in structures:
         structure.properties = {"label": value("label")} if value("label") else {}
     return structures
 
 
-def list_inputs(path, as_published: bool = False, seed: int = 0):
+def list_inputs(path, distance: float = INTERFACE_DISTANCE, as_published: bool = False, seed: int = 0):
     """Everything a path holds, as work to be done. A folder is searched for structure files; tables and SDF files are split
     into rows and records.
 
@@ -755,10 +766,10 @@ def list_inputs(path, as_published: bool = False, seed: int = 0):
         if not files:
             known = " ".join(MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES)
             raise StructureError("empty_folder", f"{path}: no structure files in it ({known}, also .gz).")
-        return [work for file in files for work in list_inputs(file, as_published, seed)]
+        return [work for file in files for work in list_inputs(file, distance, as_published, seed)]
     kind = suffix_of(path)
     if kind in MACROMOLECULE_SUFFIXES:
-        return [(path.name, read_macromolecule, (str(path), INTERFACE_DISTANCE, as_published))]
+        return [(path.name, read_macromolecule, (str(path), distance, as_published))]
     if kind in MOLECULE_SUFFIXES:
         work = [(name, structure_from_sdf_record, (name, record)) for name, record in sdf_records(path)]
         if not work:
@@ -767,7 +778,9 @@ def list_inputs(path, as_published: bool = False, seed: int = 0):
     if kind in TABLE_SUFFIXES:
         rows = read_table(path)
         if all(column in rows[0] for column in INDEX_COLUMNS):
-            return [(f"{path.name} row {i}", _index_row, (str(path), row, as_published)) for i, row in enumerate(rows, 2)]
+            return [
+                (f"{path.name} row {i}", _index_row, (str(path), row, distance, as_published)) for i, row in enumerate(rows, 1)
+            ]
         column = smiles_column(rows[0])
         if column is None:
             raise StructureError(
@@ -792,9 +805,11 @@ def _smiles_row(smiles, name, row, seed):
     return structure
 
 
-def read_structures(path, report: ReadReport | None = None, as_published: bool = False, seed: int = 0):
+def read_structures(
+    path, report: ReadReport | None = None, distance: float = INTERFACE_DISTANCE, as_published: bool = False, seed: int = 0
+):
     """Yields every `Structure` of a file or folder; what cannot be read goes into `report`, or raises without one."""
-    for name, function, arguments in list_inputs(path, as_published, seed):
+    for name, function, arguments in list_inputs(path, distance, as_published, seed):
         try:
             found = function(*arguments)
         except StructureError as error:

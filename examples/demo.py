@@ -92,7 +92,7 @@ def main():
     run(
         "Pretraining on the shipped molecules and pairs",
         ROOT / "run_pretraining.py", "--train_file", molecules, pairs, "--output_dir", model,
-        "--max_train_steps", arguments.max_train_steps, *options,
+        "--max_train_steps", arguments.max_train_steps, "--overwrite_output_dir", *options,
     )  # fmt: skip
     run("Opening the folder in a new, offline process", "-c", OPEN, model, HF_HUB_OFFLINE="1")
     run(

@@ -40,7 +40,8 @@ def processor():
 @pytest.fixture(scope="session")
 def examples(processor):
     """A molecule, pairs, single atoms and a complex of three, as `AtomicaProcessor.encode` makes them."""
-    return [processor.encode(processor.read(item)[0]) for item in INPUTS]
+    encoded = [processor.encode(processor.read(item)[0]) for item in INPUTS]
+    return [{**example, "example_index": i, "epoch": 0} for i, example in enumerate(encoded)]
 
 
 @pytest.fixture(scope="session")

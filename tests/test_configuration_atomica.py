@@ -24,7 +24,7 @@ def test_round_trip_keeps_every_value_and_the_full_map(tmp_path):
         ({"atom_cutoff": 0.0}, ["atom_cutoff", "positive"]),
         ({"hidden_dropout_prob": 1.0}, ["hidden_dropout_prob", "below 1"]),
         ({"global_token_id": 2}, ["special block tokens"]),
-        ({"atom_mask_token_id": 0}, ["special atom tokens"]),
+        ({"atom_mask_token_id": 3}, ["special atom tokens"]),
     ],
 )
 def test_contradictions_are_named(changes, words):

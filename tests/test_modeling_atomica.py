@@ -246,3 +246,15 @@ def test_wrong_input_is_named(change, words, examples):
     with pytest.raises((ValueError, TypeError)) as error:
         tiny_model()(**batch)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_mixed_precision_on_this_machine(task, examples):
+    model = tiny_model(dtype=torch.float32, **task_flags(task)).train()
+    batch = labelled(examples, task, torch.float32)
+    exact = model(**batch).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(**batch).loss
+    rough.backward()
+    assert abs(rough - exact) < 0.02 * exact
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

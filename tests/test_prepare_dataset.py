@@ -19,7 +19,7 @@ def test_a_dataset_is_what_the_processor_makes_with_any_number_of_processes(tmp_
     for one, two in zip(*found):
         assert one["name"] == two["name"] and all(np.array_equal(one[key], two[key]) for key in ("input_ids", "positions"))
     prepare_dataset.main([str(tmp_path / "m.csv"), "--output_dir", str(tmp_path / "d")])
-    dataset = prepare_dataset.load_prepared(tmp_path / "d", len(processor.tokenizer))
+    dataset = prepare_dataset.load_prepared(tmp_path / "d", processor.tokenizer)
     assert [example["name"] for example in dataset] == ["a", "c", "d"]
     assert np.allclose(dataset[2]["positions"], found[0][2]["positions"]) and dataset[2]["torsion_bonds"] == []
     assert not list(tmp_path.glob("d.*"))
@@ -56,11 +56,12 @@ def test_one_bad_structure_does_not_stop_the_others(tmp_path, processor, monkeyp
 def test_datasets_that_do_not_fit_are_named(tmp_path, processor):
     Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "other")
     with pytest.raises(StructureError, match="without the columns.*input_ids"):
-        prepare_dataset.load_prepared(tmp_path / "other")
+        prepare_dataset.load_prepared(tmp_path / "other", processor.tokenizer)
     (tmp_path / "m.csv").write_text(SMILES)
     prepare_dataset.main([str(tmp_path / "m.csv"), "--output_dir", str(tmp_path / "d")])
-    with pytest.raises(StructureError, match="block token .* has 20 tokens"):
-        prepare_dataset.load_prepared(tmp_path / "d", 20)
+    other = processor.tokenizer.train_new_from_iterator(["CCO"] * 3, 160)
+    with pytest.raises(StructureError, match="was made with the vocabulary"):
+        prepare_dataset.load_prepared(tmp_path / "d", other)
     (tmp_path / "none.csv").write_text("smiles\nc1cc\n")
     with pytest.raises(StructureError, match="no usable example") as error:
         prepare_dataset.load_examples(tmp_path / "none.csv", processor, tmp_path / "cache", progress=False)

@@ -135,7 +135,7 @@ def test_positions_that_are_no_numbers(tmp_path, processor):
 
 
 def test_files_without_named_sides(pdb, tmp_path):
-    assert [len(segment) for segment in read_macromolecule(pdb).segments] == [2, 1]
+    assert [len(segment) for segment in read_macromolecule(pdb).segments] == [3, 1]
     (tmp_path / "one.pdb").write_text(PDB.split("TER")[0])
     assert len(read_macromolecule(tmp_path / "one.pdb").segments) == 1
     (tmp_path / "none.pdb").write_text("HEADER    NOTHING\nEND\n")

@@ -1,0 +1,121 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import INPUTS
+from rdkit import Chem
+
+from atomica_hf import AtomicaProcessor, StructureError
+from atomica_hf.processing_atomica import MODEL_INPUTS, rotatable_bonds
+from atomica_hf.structure_atomica import embed, read_interface
+
+
+def test_tensors_arrays_lists_and_padding(processor):
+    batch = processor(list(INPUTS), return_tensors="pt")
+    assert set(batch) == set(MODEL_INPUTS) and batch["positions"].dtype == torch.float32
+    assert batch["token_type_ids"].max() == 2 and (batch["atom_to_block"] == -1).any()
+    assert ((batch["atom_ids"] == 0) == (batch["atom_to_block"] == -1)).all()
+    arrays = processor(list(INPUTS), return_tensors="np")
+    assert all(np.array_equal(arrays[name], batch[name].numpy()) for name in MODEL_INPUTS)
+    lists = processor(list(INPUTS))
+    assert [len(ids) for ids in lists["input_ids"]] == batch["attention_mask"].sum(1).tolist()
+    assert processor("CCO")["input_ids"] == processor.tokenizer("CCO")["input_ids"]
+    with pytest.raises(ValueError, match="padding=True"):
+        processor(["CCO", "O"], return_tensors="pt", padding=False)
+    with pytest.raises(ValueError, match="'tf'"):
+        processor("CCO", return_tensors="tf")
+    with pytest.raises(ValueError, match="No inputs"):
+        processor([])
+
+
+def test_globals_stand_at_the_mean_and_tokens_are_those_of_the_tokenizer(processor):
+    example = processor.encode(processor.read(("CC(=O)Oc1ccccc1C(=O)O", "CCN"))[0])
+    assert example["input_ids"].tolist() == processor.tokenizer("CC(=O)Oc1ccccc1C(=O)O", "CCN")["input_ids"]
+    segment = example["token_type_ids"][example["atom_to_block"]]
+    for i in (0, 1):
+        (central,) = np.flatnonzero((example["atom_ids"] == 2) & (segment == i))
+        others = (example["atom_ids"] > 2) & (segment == i)
+        assert np.allclose(example["positions"][central], example["positions"][others].mean(0), atol=1e-4)
+
+
+def test_every_block_and_atom_knows_where_it_came_from(processor):
+    mol = embed(Chem.MolFromSmiles("NCc1ccccc1"))
+    found = processor(mol, return_tensors="pt", return_origins=True)
+    names = found["atom_origins"][0]
+    for token, name, position in zip(found["atom_ids"][0].tolist(), names, found["positions"][0]):
+        if token > 2:
+            symbol, index = name.rstrip("0123456789"), int(name.lstrip("CN"))
+            atom = mol.GetAtomWithIdx(index)
+            assert atom.GetSymbol() == symbol and atom.GetAtomicNum() == token - 2
+            assert np.allclose(position, list(mol.GetConformer().GetAtomPosition(index)), atol=1e-4)
+    assert sorted(names[1:]) == sorted(f"{a.GetSymbol()}{a.GetIdx()}" for a in mol.GetAtoms() if a.GetAtomicNum() > 1)
+    assert set(found["block_origins"][0]) == {"", "molecule 1"}
+
+
+def test_settings_survive_saving_and_are_used(tmp_path, tokenizer, shared):
+    path = shared / "data/complexes/protein_protein/1AY7_target.pdb.gz"
+    sizes = []
+    for distance in (4.0, 8.0):
+        AtomicaProcessor(tokenizer, interface_distance=distance, seed=3).save_pretrained(tmp_path / str(distance))
+        processor = AtomicaProcessor.from_pretrained(tmp_path / str(distance))
+        assert (processor.interface_distance, processor.seed, processor.as_published) == (distance, 3, False)
+        named, unnamed = processor(path, side_a="A", side_b="B"), processor(path)
+        assert named["input_ids"] == unnamed["input_ids"]
+        sizes.append(len(named["input_ids"]))
+    assert sizes[0] < sizes[1]
+    one, two = (AtomicaProcessor(tokenizer, seed=seed)("CCOC(=O)CCN", return_tensors="np")["positions"] for seed in (1, 2))
+    assert not np.allclose(one, two)
+
+
+@pytest.mark.parametrize(
+    "item, options, words",
+    [
+        (3.5, {}, ["float", "3.5"]),
+        (("CCO", Chem.MolFromSmiles("O")), {}, ["tuple"]),
+        ("gone.pdb", {"side_a": "A", "side_b": "B"}, ["gone.pdb", "no such file"]),
+        (Path("gone.cif"), {}, ["gone.cif"]),
+        ("some.pdb", {"side_a": "A"}, ["side_a", "side_b", "belong together"]),
+        ("c1ccc", {}, ["'c1ccc'"]),
+        ((Chem.MolFromSmiles("CC"), Chem.MolFromSmiles("O")), {}, ["molecule 1", "no coordinates"]),
+    ],
+)
+def test_what_cannot_be_read_is_named(processor, item, options, words):
+    with pytest.raises(StructureError) as error:
+        processor(item, **options)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_rotatable_bonds_equal_brute_force():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        n = int(rng.integers(2, 12))
+        bonds = [(int(rng.integers(i)), i) for i in range(1, n)]  # a tree, and a few rings
+        bonds += [tuple(sorted(map(int, rng.choice(n, 2, replace=False)))) for _ in range(int(rng.integers(0, 3)))]
+        bonds = sorted(set(bonds))
+        expected = set()
+        for cut in bonds:
+            group = list(range(n))
+            for _ in range(n):
+                for a, b in bonds:
+                    if (a, b) != cut:
+                        group[a] = group[b] = min(group[a], group[b])
+            parts = [frozenset(i for i in range(n) if group[i] == group[end]) for end in cut]
+            if parts[0] != parts[1] and min(map(len, parts)) > 1:
+                expected.add((cut, *parts))
+        found = {((u, v), frozenset(of_u), frozenset(of_v)) for u, v, of_u, of_v in rotatable_bonds(n, bonds)}
+        assert found == expected
+
+
+def test_side_chains_turn_and_backbones_do_not(processor, shared):
+    (structure,) = read_interface(shared / "data/complexes/protein_protein/1AY7_target.pdb.gz", "A", "B")
+    example = processor.encode(structure)
+    assert example["segment_is_polymer"] == [1, 1] and len(example["torsion_bonds"]) > 50
+    names, blocks = example["atom_origins"], example["atom_to_block"]
+    for (stays, turns), moving in zip(example["torsion_bonds"], example["torsion_atoms"]):
+        assert turns in moving and stays not in moving
+        assert len({int(blocks[i]) for i in [stays, turns, *moving]}) == 1
+        assert not {names[i] for i in moving} & {"N", "CA", "C", "O"}
+    chi = {tuple(names[i] for i in bond) for bond in example["torsion_bonds"]}
+    assert ("CA", "CB") in chi and ("CB", "CG") in chi and not any("N" in bond for bond in itertools.chain(chi))
