@@ -187,7 +187,7 @@ class Puzzle:
         for i, angle in zip(chosen, angles):
             stays, turns = self.bonds[i]
             axis = self.positions[stays] - self.positions[turns]  # a positive angle turns about the axis that points inwards
-            rotation = Rotation.from_rotvec(angle * axis / np.linalg.norm(axis))
+            rotation = Rotation.from_rotvec(angle * axis / max(np.linalg.norm(axis), 1e-9))
             origin = self.positions[turns]
             self.positions[self.turning[i]] = rotation.apply(self.positions[self.turning[i]] - origin) + origin
         if len(chosen) and not self.is_polymer[segment]:

@@ -136,6 +136,8 @@ class ComplexIndex:
         self.block_slots = self.block_mask.flatten().nonzero().squeeze(1)
         self.atom_slots = self.atom_mask.flatten().nonzero().squeeze(1)
         self.total_blocks, self.total_atoms = len(self.block_slots), len(self.atom_slots)
+        if not self.total_blocks or not self.total_atoms:
+            raise ValueError("Every block or every atom of the batch is padding: nothing to encode.")
         self.complex_of_block = self.block_slots // self.num_blocks
         self.complex_of_atom = self.atom_slots // self.num_atoms
 
@@ -425,6 +427,10 @@ class AtomicaModel(AtomicaPreTrainedModel):
                 "`input_ids` and `atom_ids` must have shapes (batch, num_blocks) and (batch, num_atoms), got "
                 f"{tuple(input_ids.shape)} and {tuple(atom_ids.shape)}."
             )
+        if 0 in (*input_ids.shape, atom_ids.shape[1]):
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}, `atom_ids` {tuple(atom_ids.shape)}: nothing to encode."
+            )
         expected = {
             "attention_mask": (attention_mask, tuple(input_ids.shape)),
             "token_type_ids": (token_type_ids, tuple(input_ids.shape)),
@@ -669,6 +675,12 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             rotation_labels (`torch.FloatTensor` of shape `(batch, 3)`): score of the rotation vector, per radian.
         """
         config = self.config
+        for label, sigma in (
+            ("atom_noise_labels", (atom_noise_labels, atom_noise_sigma)),
+            ("translation_labels", (translation_labels, translation_sigma)),
+        ):
+            if sigma[0] is not None and sigma[1] is None:
+                raise ValueError(f"`{label}` need `{label.replace('labels', 'sigma')}` beside them.")
         index, atom_edges, atom_irreps, h_atom, _, h_block, h_graph = self.atomica.encode(
             input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids
         )

@@ -131,7 +131,13 @@ def load_prepared(path, tokenizer) -> Dataset:
     Raises:
         `StructureError`: if columns are missing, or it was made with another vocabulary.
     """
-    dataset = load_from_disk(str(path))
+    try:
+        dataset = load_from_disk(str(path))
+        dataset[:1]
+    except Exception as error:  # whatever datasets and Arrow raise for a damaged folder
+        raise StructureError("not_prepared", f"{path}: cannot be opened as a dataset: {error}.") from error
+    if not len(dataset):
+        raise StructureError("empty_dataset", f"{path}: a dataset without examples.")
     missing = [name for name in FEATURES if name not in dataset.column_names]
     if missing:
         raise StructureError("not_prepared", f"{path}: a dataset without the columns {', '.join(missing)}.")
@@ -167,6 +173,8 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
     Raises:
         `StructureError`: if nothing could be read.
     """
+    if max_samples is not None and max_samples < 1:
+        raise StructureError("usage", f"The number of samples to read is {max_samples}, expected at least 1.")
     if is_prepared(path):
         dataset = load_prepared(path, processor.tokenizer)
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
@@ -234,22 +242,29 @@ def main(argv=None):
     output = Path(arguments.output_dir)
     if output.exists():
         raise StructureError("output_exists", f"{output} exists already; name a new folder.")
-    processor = AtomicaProcessor.from_pretrained(arguments.processor, trust_remote_code=True)
+    if arguments.seed < 0 or arguments.num_proc < 1:
+        raise StructureError("usage", f"--seed {arguments.seed} --num_proc {arguments.num_proc}: expected at least 0 and 1.")
+    try:
+        processor = AtomicaProcessor.from_pretrained(arguments.processor)
+    except (OSError, ValueError) as error:
+        raise StructureError("no_processor", f"{arguments.processor}: no Atomica processor there ({error}).") from error
     processor.seed = arguments.seed
     parts, total = [], ReadReport()
     cache = Path(f"{output}.parts")
-    for path in rest.inputs:
-        dataset, report = load_examples(path, processor, cache, arguments.num_proc, arguments.max_samples)
-        print(f"{path}: {report.summary()}", file=sys.stderr)
-        parts.append(dataset)
-        total.kept += report.kept
-        total.rejected += report.rejected
-        total.notes.update(report.notes)
-    temporary = Path(f"{output}.tmp")
-    _save(concatenate_datasets(parts), temporary)
-    _write_report(temporary, total, processor)
-    os.replace(temporary, output)
-    shutil.rmtree(cache, ignore_errors=True)
+    try:
+        for path in rest.inputs:
+            dataset, report = load_examples(path, processor, cache, arguments.num_proc, arguments.max_samples)
+            print(f"{path}: {report.summary()}", file=sys.stderr)
+            parts.append(dataset)
+            total.kept += report.kept
+            total.rejected += report.rejected
+            total.notes.update(report.notes)
+        temporary = Path(f"{output}.tmp")
+        _save(concatenate_datasets(parts), temporary)
+        _write_report(temporary, total, processor)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
     sizes = np.array([len(ids) for ids in load_from_disk(str(output)).select_columns("input_ids")["input_ids"]])
     print(f"{output}: {len(sizes)} examples, {sizes.sum()} blocks (median {np.median(sizes):.0f}, largest {sizes.max()}).")
 
@@ -257,5 +272,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except StructureError as error:
+    except (StructureError, OSError) as error:
         sys.exit(f"prepare_dataset.py: error: {error}")

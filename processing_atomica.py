@@ -154,6 +154,10 @@ class AtomicaProcessor(ProcessorMixin):
     """
 
     def __init__(self, tokenizer, interface_distance=INTERFACE_DISTANCE, as_published=False, seed=0, **kwargs):
+        if not interface_distance > 0:
+            raise ValueError(f"`interface_distance` is {interface_distance}, expected a positive length in angstrom.")
+        if seed < 0:
+            raise ValueError(f"`seed` is {seed}, expected zero or more.")
         self.interface_distance = interface_distance
         self.as_published = as_published
         self.seed = seed
@@ -169,6 +173,15 @@ class AtomicaProcessor(ProcessorMixin):
         Raises:
             `StructureError`: naming what is wrong with it.
         """
+        is_file = isinstance(item, Path) or (
+            isinstance(item, str) and suffix_of(item) in MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES
+        )
+        if (side_a is None) != (side_b is None):
+            raise StructureError("bad_side", f"{item}: `side_a` and `side_b` belong together, got {side_a!r}, {side_b!r}.")
+        if (side_a is not None or ligand_smiles is not None) and not (is_file and suffix_of(item) in MACROMOLECULE_SUFFIXES):
+            raise StructureError("bad_side", f"Sides and ligands can be named in PDB and mmCIF files only, not in {item!r}.")
+        if ligand_smiles is not None and side_a is None:
+            raise StructureError("bad_side", f"{item}: a ligand SMILES needs the sides named, for example side_b='A:UDP:900'.")
         if isinstance(item, Structure):
             return [item.check()]
         if isinstance(item, Chem.Mol):
@@ -178,13 +191,10 @@ class AtomicaProcessor(ProcessorMixin):
                 return [structure_from_smiles(tuple(item), seed=self.seed)]
             if all(isinstance(part, Chem.Mol) for part in item):
                 return [structure_from_mols(item)]
-        if isinstance(item, Path) or (isinstance(item, str) and suffix_of(item) in MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES):
-            if side_a is None and side_b is None:
-                return list(
-                    read_structures(item, distance=self.interface_distance, as_published=self.as_published, seed=self.seed)
-                )
-            if side_a is None or side_b is None:
-                raise StructureError("bad_side", f"{item}: `side_a` and `side_b` belong together, got {side_a!r}, {side_b!r}.")
+        if is_file and side_a is None:
+            options = {"distance": self.interface_distance, "as_published": self.as_published, "seed": self.seed}
+            return list(read_structures(item, **options))
+        if is_file:
             return read_interface(item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published)
         if isinstance(item, str):
             return [structure_from_smiles(item, seed=self.seed)]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser
 from transformers.hf_argparser import HfArg
@@ -58,9 +59,17 @@ def load_model(name, dtype="float32", device="cpu"):
             raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
         model = AtomicaModel.from_pretrained(name, dtype=getattr(torch, dtype))
         processor = AtomicaProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise StructureError("no_model", f"{name}: no Atomica model there: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval(), processor
+    if len(processor.tokenizer) != model.config.vocab_size:
+        raise StructureError(
+            "other_vocabulary",
+            f"{name}: the model has {model.config.vocab_size} block tokens, the tokenizer {len(processor.tokenizer)}.",
+        )
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise StructureError("no_device", f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def batches(sizes, max_blocks):
@@ -176,5 +185,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except StructureError as error:
+    except (StructureError, OSError) as error:
         sys.exit(f"run_embedding.py: error: {error}")

@@ -332,6 +332,17 @@ def short(means):
     return " ".join(parts)
 
 
+def read_metrics(path):
+    """Rows of `metrics.jsonl`; a line that a kill cut short is passed over."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def plot_losses(metrics_file, picture):
     """Curves of `metrics.jsonl`, every loss with its baseline, as a picture; nothing without matplotlib."""
     try:
@@ -341,7 +352,7 @@ def plot_losses(metrics_file, picture):
         import matplotlib.pyplot as plt
     except ImportError:
         return None
-    rows = [json.loads(line) for line in Path(metrics_file).read_text(encoding="utf-8").splitlines()]
+    rows = read_metrics(metrics_file)
     train = [row for row in rows if row["split"] == "train"]
     names = [name for name in LOSSES if any(f"{name}_loss" in row for row in train)]
     if not names:
@@ -406,7 +417,10 @@ def find_checkpoint(name, output_dir, settings):
         folder = Path(name)
         if not (folder / STATE_FILE).exists():
             raise UsageError(f"--resume_from_checkpoint {name}: no complete checkpoint there (no {STATE_FILE}).")
-    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    try:
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{folder}: a checkpoint that cannot be read ({STATE_FILE}: {error}).") from error
     saved = state.get("settings", {})
     different = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in settings.items() if saved.get(k) != v]
     if different:
@@ -508,6 +522,22 @@ def check_numbers(data, optimization):
     ):  # fmt: skip
         if getattr(where, name) is not None and getattr(where, name) < 1:
             raise UsageError(f"--{name} is {getattr(where, name)}, expected at least 1.")
+    for name, where in (
+        ("num_warmup_steps", optimization), ("weight_decay", optimization), ("final_learning_rate", optimization),
+        ("dataloader_num_workers", data), ("preprocessing_num_workers", data), ("seed", optimization),
+    ):  # fmt: skip
+        if not 0 <= getattr(where, name) < 2**32:
+            raise UsageError(f"--{name} is {getattr(where, name)}, expected zero or more.")
+    if not math.isfinite(optimization.num_train_epochs):
+        raise UsageError(f"--num_train_epochs is {optimization.num_train_epochs}, expected a number.")
+    if data.validation_file is not None and data.validation_split_percentage:
+        raise UsageError("--validation_file and --validation_split_percentage exclude each other.")
+    if (
+        data.validation_file is None
+        and not data.validation_split_percentage
+        and (optimization.eval_steps or data.max_eval_samples)
+    ):
+        raise UsageError("--eval_steps and --max_eval_samples need --validation_file or --validation_split_percentage.")
     if not 0 <= data.validation_split_percentage < 100:
         raise UsageError(f"--validation_split_percentage is {data.validation_split_percentage}, expected 0 to 100.")
 
@@ -550,12 +580,15 @@ def main(argv=None):
             f"--output_dir {output_dir} has checkpoints of an earlier run; continue it with --resume_from_checkpoint latest, "
             "start anew with --overwrite_output_dir, or name another folder."
         )
-    accelerator = Accelerator(
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # the others wait while one process reads
-        mixed_precision=optimization.mixed_precision,
-        log_with=trackers,
-        project_dir=str(output_dir),
-    )
+    try:
+        accelerator = Accelerator(
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # the others wait while one process reads
+            mixed_precision=optimization.mixed_precision,
+            log_with=trackers,
+            project_dir=str(output_dir),
+        )
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error)) from error
     is_main = accelerator.is_main_process
     set_seed(optimization.seed)
 
@@ -591,6 +624,14 @@ def main(argv=None):
         train, validation = train.select(sorted(order[count:])), train.select(sorted(order[:count]))
         if data.max_eval_samples:
             validation = validation.select(range(min(len(validation), data.max_eval_samples)))
+
+    for dataset in (train, validation):
+        for name, segments in zip(dataset["name"], dataset["token_type_ids"]) if dataset is not None else ():
+            if 2 * (max(segments) + 1) > data.max_blocks_per_example:
+                raise UsageError(
+                    f"{name}: has {max(segments) + 1} segments, which need at least two blocks each, "
+                    f"but --max_blocks_per_example is {data.max_blocks_per_example}."
+                )
 
     def loader(dataset, collate, shuffle):
         sampler = SizedBatchSampler(
@@ -638,9 +679,15 @@ def main(argv=None):
     step, epoch, first_batch = 0, 0, 0
     if optimization.resume_from_checkpoint:
         folder, state = find_checkpoint(optimization.resume_from_checkpoint, output_dir, settings)
-        accelerator.load_state(str(folder))
+        try:
+            accelerator.load_state(str(folder))
+        except Exception as error:  # safetensors, torch and accelerate each have their own for a damaged file
+            raise UsageError(f"{folder}: a checkpoint that cannot be read ({type(error).__name__}: {error}).") from error
         step, epoch, first_batch = state["step"], state["epoch"], state["batch"]
         accelerator.print(f"Resuming from {folder}: step {step}, epoch {epoch}, batch {first_batch}.")
+    if step >= total_steps:
+        accelerator.print(f"Nothing left to do: {step} of {total_steps} steps are done.")
+        return
     metrics_file = output_dir / "metrics.jsonl"
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -649,7 +696,7 @@ def main(argv=None):
                 shutil.rmtree(old)
         kept = []
         if step and metrics_file.exists():
-            kept = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            kept = [json.dumps(row) for row in read_metrics(metrics_file) if row["step"] <= step]
         metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     if trackers:
         flat = {k: v for a in arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))}
@@ -774,5 +821,5 @@ def push(output_dir, optimization):
 if __name__ == "__main__":
     try:
         main()
-    except (StructureError, UsageError) as error:
+    except (StructureError, UsageError, OSError) as error:
         sys.exit(f"run_pretraining.py: error: {error}")

@@ -7,6 +7,8 @@ residue (known by its name) or a molecule (known by its bonds). Positions are in
 
 import csv
 import gzip
+import io
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +105,11 @@ class Structure:
             if not sum(len(component.elements) for component in segment):
                 raise StructureError("empty_segment", f"{self.name}: segment {number} has no atoms, expected at least one.")
             for component in segment:
+                same = component.mol is not None and len(np.unique(component.positions, axis=0)) < len(component.positions)
+                if same:
+                    raise StructureError(
+                        "bad_coordinates", f"{self.name}: {component.origin or component.name} has two atoms at the same place."
+                    )
                 bad = ~np.isfinite(component.positions).all(-1)
                 if bad.any():
                     i = int(bad.argmax())
@@ -152,7 +159,7 @@ class ReadReport:
 
 
 def _parse(smiles, name):
-    mol = Chem.MolFromSmiles(smiles, sanitize=False) if smiles else None
+    mol = Chem.MolFromSmiles(smiles, sanitize=False) if len((smiles or "").split()) == 1 else None
     if mol is None or mol.GetNumAtoms() == 0:
         raise StructureError("smiles_syntax", f"{name}: {smiles!r} is not a SMILES string.")
     try:
@@ -255,6 +262,10 @@ def structure_from_mol(mol, name: str | None = None) -> Structure:
     if len(positions) > 4 and not mol.GetConformer().Is3D() and not positions[:, 2].any():
         raise StructureError("flat_coordinates", f"{name}: coordinates of a drawing (all z are 0), expected three dimensions.")
     mol = Chem.Mol(mol)
+    try:
+        Chem.SanitizeMol(mol)
+    except (Chem.MolSanitizeException, ValueError) as error:
+        raise StructureError("chemistry", f"{name}: cannot be sanitised: {error}.") from error
     for atom in mol.GetAtoms():
         atom.SetIntProp("_index", atom.GetIdx())
     parts = Chem.GetMolFrags(mol, asMols=True, sanitizeFrags=False)
@@ -326,7 +337,16 @@ def _open_text(path):
 
 
 def _pdb_line(line):
-    """Atom line without what old files have after column 76 in place of an element and a charge."""
+    """Atom line without what old files have after column 76 in place of an element and a charge.
+
+    Raises:
+        `ValueError`: if its coordinates are no numbers; gemmi would read them as zero.
+    """
+    if line.startswith(("ATOM  ", "HETATM")):
+        try:
+            [float(line[i : i + 8]) for i in (30, 38, 46)]
+        except ValueError:
+            raise ValueError(f"coordinates expected in columns 31-54 of {line.rstrip()!r}") from None
     if line.startswith(("ATOM", "HETATM")) and len(line) > 76:
         if not line[76:78].strip().isalpha():
             return line[:76]
@@ -376,6 +396,9 @@ def _residue(residue, chain, notes):
     for atom in residue:
         if atom.element.atomic_number <= 1 and atom.element.name in ("H", "D"):
             notes["hydrogen"] += 1
+            continue
+        if atom.element.atomic_number < 1:
+            notes["atom_of_unknown_element"] += 1
             continue
         best = chosen.get(atom.name)
         if best is not None:
@@ -518,7 +541,7 @@ def _near(side, other, distance):
 
 
 def _split_chains(text):
-    return [part for part in str(text).replace(",", "_").split("_") if part]
+    return [part for part in text.replace(",", "_").split("_") if part]
 
 
 def _check_chains(path, model, chains):
@@ -528,6 +551,8 @@ def _check_chains(path, model, chains):
             raise StructureError("no_such_chain", f"{path}: no chain {chain!r}; it has {', '.join(sorted(set(present)))}.")
     if not chains:
         raise StructureError("no_such_chain", f"{path}: no chain was named; it has {', '.join(sorted(set(present)))}.")
+    if len(set(chains)) < len(chains):
+        raise StructureError("bad_side", f"{path}: a side names a chain twice: {', '.join(chains)}.")
 
 
 def read_interface(
@@ -551,6 +576,10 @@ def read_interface(
     Raises:
         `StructureError`: if the file, a chain or the ligand is not there, or nothing of the two sides touches.
     """
+    if not isinstance(side_a, str) or not isinstance(side_b, str):
+        raise StructureError(
+            "bad_side", f"{path}: sides are named by strings such as 'A_B' or 'A:UDP:900', got {side_a!r}, {side_b!r}."
+        )
     model = read_model(path)
     stem = name or f"{Path(path).name.split('.')[0]}_{side_a.replace(':', '_')}_{side_b.replace(':', '_')}"
     if ":" in side_a:
@@ -565,6 +594,12 @@ def read_interface(
     if ":" not in side_b:
         others = _split_chains(side_b)
         _check_chains(path, model, others)
+        if set(chains) & set(others):
+            raise StructureError("bad_side", f"{path}: the sides {side_a!r} and {side_b!r} share a chain.")
+        if ligand_smiles:
+            raise StructureError(
+                "bad_side", f"{path}: a ligand SMILES was given, but {side_b!r} is no ligand (chain:component)."
+            )
         sides = [(_chain_components(model, others, notes, as_published), None)]
     else:
         sides = _find_ligands(path, model, side_b, ligand_smiles, notes)
@@ -593,15 +628,19 @@ def read_interface(
 def _find_ligands(path, model, side, smiles, notes):
     """Ligands that fit `chain:component[:number]` -> list of (components, origin)."""
     fields = side.split(":")
-    if len(fields) not in (2, 3) or (len(fields) == 3 and not fields[2].lstrip("-").isdigit()):
+    number = re.fullmatch(r"(-?[0-9]+)([A-Za-z]?)", fields[2]) if len(fields) == 3 else None
+    if len(fields) not in (2, 3) or (len(fields) == 3 and number is None):
         raise StructureError("bad_side", f"{path}: {side!r} is not chain:component or chain:component:number.")
+    place = None if number is None else (int(number[1]), number[2])
     _check_chains(path, model, fields[:1])
     present, found = [], []
     for chain in (c for c in model if c.name == fields[0]):
         for residue in chain:
-            if residue.het_flag == "H" and residue.name not in WATERS:
-                present.append(f"{residue.name}:{residue.seqid.num}")
-            if residue.name == fields[1] and (len(fields) == 2 or residue.seqid.num == int(fields[2])):
+            if residue.name in WATERS or (place is None and residue.het_flag != "H"):
+                continue
+            if residue.het_flag == "H":
+                present.append(f"{residue.name}:{residue.seqid}")
+            if residue.name == fields[1] and place in (None, (residue.seqid.num, residue.seqid.icode.strip())):
                 component = _residue(residue, chain.name, notes)
                 if component is not None:
                     found.append((_ligand(component, smiles, notes), component.origin))
@@ -668,7 +707,7 @@ def is_structure_file(path) -> bool:
 def sdf_records(path):
     """(name, text) of every record of an SDF or MOL file."""
     text = _open_text(path).replace("\r\n", "\n")
-    for number, record in enumerate(text.split("$$$$\n"), 1):
+    for number, record in enumerate(re.split(r"^\$\$\$\$.*\n?", text, flags=re.MULTILINE), 1):
         if record.strip():
             title = record.split("\n", 1)[0].strip()
             yield title or f"{Path(path).name} record {number}", record
@@ -704,12 +743,22 @@ def read_table(path):
     kind = suffix_of(path)
     if kind in (".smi", ".smiles"):
         rows = []
-        for line in text.splitlines():
+        for line in text.split("\n"):
             fields = line.split(None, 1)
             if fields:
                 rows.append({"smiles": fields[0], "name": fields[1].strip() if len(fields) > 1 else ""})
     else:
-        rows = list(csv.DictReader(text.splitlines(), delimiter="\t" if kind == ".tsv" else ","))
+        try:
+            lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",", strict=True))
+        except csv.Error as error:
+            raise StructureError("bad_table", f"{path}: not a table that can be read: {error}.") from error
+        header = [column.strip() for column in lines[0]] if lines else []
+        column = smiles_column(header)
+        if column is not None and header.count(column) > 1:
+            raise StructureError(
+                "bad_table", f"{path}: the column {column!r} stands {header.count(column)} times in its header."
+            )
+        rows = [dict(zip(header, line)) for line in lines[1:] if any(field.strip() for field in line)]
     if not rows:
         raise StructureError("empty_file", f"{path}: no rows were found in it.")
     return rows
@@ -717,7 +766,7 @@ def read_table(path):
 
 def smiles_column(columns):
     """The column that holds SMILES, by its name; None if there is none."""
-    lower = {str(column).strip().lower(): column for column in columns if column}
+    lower = {column.lower(): column for column in reversed(list(columns))}
     return next((lower[name] for name in SMILES_COLUMNS if name in lower), None)
 
 
@@ -791,8 +840,8 @@ def list_inputs(path, distance: float = INTERFACE_DISTANCE, as_published: bool =
         title = next((c for c in ("name", "id", "ID", "Name") if c in rows[0]), None)
         work = []
         for i, row in enumerate(rows, 1):
-            smiles = (row[column] or "").strip()
-            name = (title and (row[title] or "").strip()) or smiles or f"row {i}"
+            smiles = row.get(column, "").strip()
+            name = (title and row.get(title, "").strip()) or smiles or f"row {i}"
             work.append((f"{path.name} row {i}: {name}", _smiles_row, (smiles, name, row, seed)))
         return work
     known = " ".join(MACROMOLECULE_SUFFIXES + MOLECULE_SUFFIXES + TABLE_SUFFIXES)

@@ -32,7 +32,7 @@ def parse_smiles(smiles):
     """
     if not isinstance(smiles, str):
         raise ValueError(f"Expected a SMILES string, got {type(smiles).__name__}: {smiles!r}.")
-    mol = Chem.MolFromSmiles(smiles)
+    mol = Chem.MolFromSmiles(smiles) if len(smiles.split()) == 1 else None  # RDKit would take a second word for a name
     if mol is None or mol.GetNumAtoms() == 0:
         raise ValueError(f"Not a SMILES that RDKit can parse and sanitise: {smiles!r}.")
     return mol
@@ -278,6 +278,11 @@ class AtomicaTokenizer(PreTrainedTokenizer):
         found = _Fragmentation(ordered).run(self.fragment_counts).result()
         return [token for token, _ in found], [[kept[order[i]] for i in atoms] for _, atoms in found]
 
+    def tokenize(self, text, **kwargs):
+        if not text.strip():
+            raise ValueError(f"Expected a SMILES string, got {text!r}.")
+        return super().tokenize(text, **kwargs)
+
     def _tokenize(self, text, **kwargs):
         tokens = []
         for molecule in Chem.GetMolFrags(parse_smiles(text), asMols=True, sanitizeFrags=False):
@@ -309,7 +314,7 @@ class AtomicaTokenizer(PreTrainedTokenizer):
         return self._ids.get(token, self._ids["<unk>"])
 
     def _convert_id_to_token(self, index):
-        return self._tokens[index]
+        return self._tokens[index] if 0 <= index < len(self._tokens) else self.unk_token
 
     def save_vocabulary(self, save_directory, filename_prefix=None):
         name = (filename_prefix + "-" if filename_prefix else "") + VOCAB_FILES_NAMES["vocab_file"]

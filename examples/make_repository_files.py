@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer  # noqa: E402
 
 
-NUM_PAIRS, LARGEST = 100, 16  # pairs, heavy atoms of a partner
+NUM_PAIRS, LARGEST = 60, 16  # pairs, heavy atoms of a partner
 VOCAB_SIZE, MIN_COUNT = 240, 4
 
 

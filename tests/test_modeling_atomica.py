@@ -237,6 +237,9 @@ def test_outputs_are_model_outputs_and_tuples_on_request(examples):
         (lambda b: b.update(atom_ids=b["atom_ids"][:, :-1]), ["atom_to_block"]),
         (lambda b: b.update(attention_mask=b["attention_mask"][:2]), ["attention_mask", "(2, ", "expected (6, "]),
         (lambda b: b.update(input_ids=b["input_ids"][0]), ["input_ids", "(batch, num_blocks)"]),
+        (lambda b: b.update(attention_mask=torch.zeros_like(b["input_ids"])), ["padding", "nothing to encode"]),
+        (lambda b: b.update({name: value[:0] for name, value in b.items()}), ["nothing to encode"]),
+        (lambda b: b.update(translation_labels=torch.zeros(6, 3)), ["translation_sigma"]),
         (lambda b: b.update(modality_ids=torch.zeros(6, dtype=torch.long)), ["modality_ids", "num_modalities"]),
     ],
 )

@@ -78,6 +78,9 @@ def test_settings_survive_saving_and_are_used(tmp_path, tokenizer, shared):
         (Path("gone.cif"), {}, ["gone.cif"]),
         ("some.pdb", {"side_a": "A"}, ["side_a", "side_b", "belong together"]),
         ("c1ccc", {}, ["'c1ccc'"]),
+        ("CCO CCN", {}, ["'CCO CCN'"]),
+        ("CCO", {"side_a": "A", "side_b": "B"}, ["PDB and mmCIF", "'CCO'"]),
+        ("some.pdb", {"ligand_smiles": "CCO"}, ["needs the sides named"]),
         ((Chem.MolFromSmiles("CC"), Chem.MolFromSmiles("O")), {}, ["molecule 1", "no coordinates"]),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -69,7 +70,17 @@ def test_what_cannot_be_embedded_is_named(model_folder, table, tmp_path):
         ({"--model_name_or_path": tmp_path / "nowhere"}, "nowhere"),
         ({"--input_file": tmp_path / "gone.sdf"}, "gone.sdf: no such file"),
         ({"--output_file": tmp_path}, "is a folder"),
+        ({"--device": "nonsense"}, "--device nonsense"),
+        ({"--max_samples": 0}, "at least 1"),
     ):
         with pytest.raises(StructureError, match=words):
             run_embedding.main([str(x) for pair in {**good, **change}.items() for x in pair])
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    (copy / "vocab.json").unlink()
+    with pytest.raises(StructureError, match="240 block tokens, the tokenizer 150"):
+        run_embedding.main([str(x) for pair in {**good, "--model_name_or_path": copy}.items() for x in pair])
+    (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(StructureError, match="no Atomica model there"):
+        run_embedding.main([str(x) for pair in {**good, "--model_name_or_path": copy}.items() for x in pair])
     assert not (tmp_path / "v.parquet").exists()

@@ -1,6 +1,7 @@
 """The script launched as users launch it. The sizes are tiny; what is checked is what comes out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,36 @@ def test_resuming_gives_the_weights_of_the_undisturbed_run(finished, molecules):
     ]
 
 
+def test_a_finished_run_and_a_used_folder_are_left_as_they_are(finished, molecules, tmp_path):
+    output, _ = finished
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    run_pretraining.main(command(molecules, output, *SIX_STEPS, "--resume_from_checkpoint", "latest"))
+    with pytest.raises(UsageError, match="checkpoints of an earlier run.*--overwrite_output_dir"):
+        run_pretraining.main(command(molecules, output, *SIX_STEPS))
+    assert before == {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
+
+
+def test_a_configuration_without_weights_is_no_model_to_start_from(molecules, tmp_path):
+    options = ["--train_file", str(molecules), "--output_dir", str(tmp_path / "x"), "--model_name_or_path", str(ROOT)]
+    with pytest.raises(UsageError, match="no weights of Atomica"):
+        run_pretraining.main(options)
+
+
+def test_damaged_checkpoints_and_json_files_are_named(finished, molecules, tmp_path):
+    output, _ = finished
+    for file in ("model.safetensors", "trainer_state.json", "optimizer.bin"):
+        copy = tmp_path / file / "checkpoint-6"
+        shutil.copytree(sorted(output.glob("checkpoint-*"))[-1], copy)
+        (copy / file).write_bytes((copy / file).read_bytes()[:100])
+        with pytest.raises(UsageError, match="cannot be read"):
+            run_pretraining.main(command(molecules, tmp_path / "x", *SIX_STEPS, "--resume_from_checkpoint", copy))
+    for text in ("[1, 2]", "{", None):
+        if text is not None:
+            (tmp_path / "o.json").write_text(text)
+        with pytest.raises(UsageError, match="o.json|gone.json"):
+            run_pretraining.main([str(tmp_path / ("gone.json" if text is None else "o.json"))])
+
+
 def test_accelerate_and_torchrun(molecules, tmp_path):
     options = command(molecules, tmp_path / "a", "--max_train_steps", 2, "--task", "masking")
     done = run(
@@ -158,9 +189,15 @@ def test_options_from_a_json_file_and_a_model_to_start_from(finished, molecules,
         (["--model_name_or_path", "nowhere"], UsageError, ["nowhere"]),
         (["--resume_from_checkpoint", "latest"], UsageError, ["no complete checkpoint"]),
         (["--validation_split_percentage", "100"], UsageError, ["validation_split_percentage", "100"]),
+        (["--eval_steps", "1"], UsageError, ["--eval_steps", "--validation_file"]),
+        (["--seed", "-1"], UsageError, ["--seed", "-1"]),
+        (["--report_to", "nonsense"], UsageError, ["nonsense"]),
+        (["--max_blocks_per_example", "8", "--train_file", "many.smi"], UsageError, ["5 segments", "max_blocks_per_example"]),
     ],
 )
-def test_bad_options_are_named(change, error, words, molecules, tmp_path):
+def test_bad_options_are_named(change, error, words, molecules, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "many.smi").write_text("[Na+].[Cl-].[K+].[Br-].O\n")
     with pytest.raises(error) as caught:
         run_pretraining.main(command(molecules, tmp_path / "x", "--max_train_steps", 1, *change))
     assert all(word in str(caught.value) for word in words), str(caught.value)

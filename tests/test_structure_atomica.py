@@ -108,12 +108,22 @@ def test_gzip_and_mmcif_read_like_pdb(pdb, tmp_path, processor):
         (("A", "A:XYZ"), "no_such_ligand", ["A:XYZ", "ZN:101", "LIG:301"]),
         (("A", "A:LIG:abc"), "bad_side", ["A:LIG:abc", "chain:component:number"]),
         (("A:LIG", "A:ZN"), "bad_side", ["both sides are ligands"]),
+        (("A", "A_B"), "bad_side", ["share a chain"]),
+        (("A_A", "B"), "bad_side", ["twice", "A, A"]),
+        (("A", "A:HOH:201"), "no_such_ligand", ["A:HOH:201"]),
+        ((1, "B"), "bad_side", ["strings", "1"]),
     ],
 )
 def test_sides_that_are_not_there(pdb, sides, code, words):
     with pytest.raises(StructureError) as error:
         read_interface(pdb, *sides)
     assert error.value.code == code and all(word in str(error.value) for word in [*words, "made.pdb"])
+
+
+def test_coordinates_that_are_no_numbers_are_not_read_as_zero(tmp_path):
+    (tmp_path / "stars.pdb").write_text(PDB.replace("   3.332   1.536", "********   1.536"))
+    with pytest.raises(StructureError, match=r"columns 31-54 of .*\*\*\*\*\*\*\*\*"):
+        read_interface(tmp_path / "stars.pdb", "A", "B")
 
 
 def test_nothing_touches(tmp_path):
@@ -124,6 +134,10 @@ def test_nothing_touches(tmp_path):
 
 
 def test_positions_that_are_no_numbers(tmp_path, processor):
+    two = embed(Chem.MolFromSmiles("CCO"))
+    two.GetConformer().SetAtomPosition(1, two.GetConformer().GetAtomPosition(0))
+    with pytest.raises(StructureError, match="two atoms at the same place"):
+        processor(two)
     (tmp_path / "nan.pdb").write_text(PDB.replace("   3.332", "     nan"))
     with pytest.raises(StructureError, match="nan"):
         read_interface(tmp_path / "nan.pdb", "A", "B")
@@ -180,7 +194,7 @@ def test_sdf_records_complexes_and_reasons(tmp_path):
     text = (tmp_path / "some.sdf").read_text()
     broken = Chem.MolToMolBlock(Chem.MolFromSmiles("C[N+](C)(C)C")).replace("M  CHG  1   2   1\n", "")
     with gzip.open(tmp_path / "some.sdf.gz", "wt") as stream:
-        stream.write(text + "pentavalent" + broken + "$$$$\nnot a record\n$$$$\n")
+        stream.write(text.replace("$$$$\n", "$$$$ \r\n", 1) + "pentavalent" + broken + "$$$$\nnot a record\n$$$$\n")
     report = ReadReport()
     found = list(read_structures(tmp_path / "some.sdf.gz", report))
     assert [s.name for s in found] == ["ethanol", "pair"] and len(found[1].segments) == 2
@@ -202,6 +216,10 @@ def test_tables_keep_the_good_and_name_the_bad(tmp_path):
     assert [s.name for s in found] == ["ethanol", "CCN"] and found[0].properties["y"] == "1"
     assert [code for _, code, _ in report.rejected] == ["smiles_syntax", "smiles_chemistry", "not_an_element", "smiles_syntax"]
     assert all(word in report.rejected[0][0] for word in ("m.csv", "row 2", "open ring"))
+    (tmp_path / "odd.csv").write_bytes("\ufeffsmiles , name \r\nCCO,caf\u00e9 \u2028 one\r\nCCO CCN,two words\r\n".encode())
+    report = ReadReport()
+    assert [s.name for s in read_structures(tmp_path / "odd.csv", report)] == ["caf\u00e9 \u2028 one"]
+    assert [code for _, code, _ in report.rejected] == ["smiles_syntax"]
     (tmp_path / "m.smi").write_text("CCO ethanol\nCCN\n")
     assert [s.name for s in read_structures(tmp_path / "m.smi")] == ["ethanol", "CCN"]
 
@@ -215,6 +233,8 @@ def test_tables_keep_the_good_and_name_the_bad(tmp_path):
         ("other.csv", "a,b\n1,2\n", "no_smiles_column"),
         ("what.xyz9", "1", "unknown_format"),
         ("empty.sdf", "", "empty_file"),
+        ("quote.csv", 'smiles,name\nCCO,"a\nCCN,b\n', "bad_table"),
+        ("twice.csv", "smiles,smiles\nCCO,CCN\n", "bad_table"),
         ("noise.pdb", "this is no structure", "no_atoms"),
         ("noise.cif", "data_x\nloop_\n_a\n", "no_atoms"),
         ("torn.cif", "data_x\nloop_\n_atom_site.id\n_atom_site.type_symbol\n1\n", "unreadable_file"),

@@ -97,11 +97,12 @@ def test_mining_by_hand():
     assert base.train_new_from_iterator(["CCO", "CCO", "CO"], len(BASE_TOKENS) + 1).fragments[0]["token"] == "CO"
 
 
-@pytest.mark.parametrize("bad", ["c1ccccc", "C(C)(C)(C)(C)C", "*CC", ""])
+@pytest.mark.parametrize("bad", ["c1ccccc", "C(C)(C)(C)(C)C", "*CC", "", "CCO CCN"])
 def test_bad_smiles_are_named(tokenizer, bad):
-    with pytest.raises(ValueError) as error:
-        tokenizer.fragment(bad)
-    assert repr(bad) in str(error.value)
+    for call in (tokenizer.fragment, tokenizer):
+        with pytest.raises(ValueError) as error:
+            call(bad)
+        assert repr(bad) in str(error.value)
 
 
 def test_bad_vocabulary_files_are_named(tmp_path):
