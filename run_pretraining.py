@@ -344,7 +344,8 @@ def read_metrics(path):
 
 
 def plot_losses(metrics_file, picture):
-    """Curves of `metrics.jsonl`, every loss with its baseline, as a picture; nothing without matplotlib."""
+    """Curves of `metrics.jsonl`, every loss with its baseline, as a picture; nothing without matplotlib. The lines are running
+    means over a tenth of the run, behind them the means of every few steps."""
     try:
         import matplotlib
 
@@ -358,16 +359,20 @@ def plot_losses(metrics_file, picture):
     if not names:
         return None
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
+    window = max(1, len(train) // 10)
     for axis, name in zip(axes[0], names):
         steps = [row["step"] for row in train]
-        axis.plot(steps, [row[f"{name}_loss"] for row in train], label="train", color="#1f77b4")
-        axis.plot(steps, [row[f"{name}_baseline"] for row in train], "--", label="predict nothing", color="#888888")
+        for kind, label, colour, style in (("loss", "train", "#1f77b4", "-"), ("baseline", "predict nothing", "#777777", "--")):
+            values = np.array([row[f"{name}_{kind}"] for row in train])
+            smooth = [values[max(0, k + 1 - window) : k + 1].mean() for k in range(len(values))]
+            axis.plot(steps, values, color=colour, alpha=0.15)
+            axis.plot(steps, smooth, style, label=label, color=colour)
         held_out = [row for row in rows if row["split"] == "validation"]
         if held_out:
             axis.plot(
                 [r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728"
             )
-        axis.set(title=f"{name} loss", xlabel="optimizer step", ylim=(0, None))
+        axis.set(title=f"{name} loss", xlabel="optimizer step")
         axis.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(picture, dpi=120)

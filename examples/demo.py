@@ -55,7 +55,7 @@ def run(title, *command, **environment):
 
 
 def draw_map(vectors, molecules, picture):
-    """A 2D map (t-SNE of cosine distances) of the molecules, coloured by family and named."""
+    """A 2D map (t-SNE of cosine distances) of the molecules, each the mean of its blocks, coloured by family and named."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -64,18 +64,23 @@ def draw_map(vectors, molecules, picture):
     import pyarrow.parquet as pq
     from sklearn.manifold import TSNE
 
-    table = pq.read_table(vectors).to_pydict()
+    blocks = {}
+    for row in pq.read_table(vectors).to_pylist():
+        if row["token"] != "<global>":
+            blocks.setdefault(row["name"], []).append(row["embedding"])
+    labels = list(blocks)
+    means = np.array([np.mean(blocks[name], axis=0) for name in labels])
     families = {row["name"]: row["family"] for row in molecules}
-    points = TSNE(metric="cosine", perplexity=15, init="pca", random_state=0).fit_transform(np.array(table["embedding"]))
+    points = TSNE(metric="cosine", perplexity=15, init="pca", random_state=0).fit_transform(means)
     names = sorted(set(families.values()))
     colours = dict(zip(names, plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(names)))))
     figure, axis = plt.subplots(figsize=(15, 11))
     for family in names:
-        chosen = [i for i, name in enumerate(table["name"]) if families[name] == family]
+        chosen = [i for i, name in enumerate(labels) if families[name] == family]
         axis.scatter(*points[chosen].T, s=28, color=colours[family], label=family)
-    for (x, y), name in zip(points, table["name"]):
+    for (x, y), name in zip(points, labels):
         axis.annotate(name, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
-    axis.set(xticks=[], yticks=[], title="Molecules by their Atomica vectors (t-SNE of cosine distances)")
+    axis.set(xticks=[], yticks=[], title="Molecules by the mean of their block vectors (t-SNE of cosine distances)")
     axis.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
@@ -88,7 +93,7 @@ def main():
     arguments = parser.parse_args()
     output, started = Path(arguments.output_dir).resolve(), time.time()
     molecules, pairs = ROOT / "examples" / "molecules.csv", ROOT / "examples" / "pairs.csv"
-    model, vectors, picture = output / "model", output / "molecules.parquet", output / "map.png"
+    model, vectors, picture = output / "model", output / "blocks.parquet", output / "map.png"
     options = [text for name, value in RECIPE.items() for text in (f"--{name}", value)]
     run(
         "Pretraining on the shipped molecules and pairs",
@@ -97,8 +102,9 @@ def main():
     )  # fmt: skip
     run("Opening the folder in a new, offline process", "-c", OPEN, model, HF_HUB_OFFLINE="1")
     run(
-        "Embedding the molecules",
+        "Embedding the blocks of the molecules",
         ROOT / "run_embedding.py", "--model_name_or_path", model, "--input_file", molecules, "--output_file", vectors,
+        "--level", "block",
     )  # fmt: skip
     with open(molecules, newline="", encoding="utf-8") as stream:
         draw_map(vectors, list(csv.DictReader(stream)), picture)
