@@ -690,24 +690,25 @@ def main(argv=None):
             raise UsageError(f"{folder}: a checkpoint that cannot be read ({type(error).__name__}: {error}).") from error
         step, epoch, first_batch = state["step"], state["epoch"], state["batch"]
         accelerator.print(f"Resuming from {folder}: step {step}, epoch {epoch}, batch {first_batch}.")
-    if step >= total_steps:
+    results_file = output_dir / "all_results.json"  # written last: with it, a run is finished
+    if step >= total_steps and results_file.exists():
         accelerator.print(f"Nothing left to do: {step} of {total_steps} steps are done.")
         return
+    latest = {}  # last means of each split
     metrics_file = output_dir / "metrics.jsonl"
     if is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         if used and not optimization.resume_from_checkpoint:
             for old in output_dir.glob("checkpoint-*"):
                 shutil.rmtree(old)
-        kept = []
-        if step and metrics_file.exists():
-            kept = [json.dumps(row) for row in read_metrics(metrics_file) if row["step"] <= step]
-        metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        results_file.unlink(missing_ok=True)
+        kept = [row for row in read_metrics(metrics_file) if row["step"] <= step] if step and metrics_file.exists() else []
+        metrics_file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        for row in kept:
+            latest[row["split"]] = {name: value for name, value in row.items() if name.endswith(("loss", "baseline"))}
     if trackers:
         flat = {k: v for a in arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers(optimization.run_name or "atomica", config=flat)
-
-    latest = {}
 
     def log(split, means):
         latest[split] = means
@@ -780,9 +781,6 @@ def main(argv=None):
                 break
         epoch, first_batch = epoch + 1, 0
     bar.close()
-    if validation_loader is not None and "validation" not in latest:
-        validate()
-
     accelerator.wait_for_everyone()
     if is_main:
         final = accelerator.unwrap_model(model)
@@ -794,10 +792,9 @@ def main(argv=None):
         }  # fmt: skip
         card = model_card(arguments, final, counts, latest, time.time() - started)
         (output_dir / "README.md").write_text(card, encoding="utf-8")
-        (output_dir / "all_results.json").write_text(
-            json.dumps({"steps": step, "new_steps": step - first_step, **latest}, indent=1), encoding="utf-8"
-        )
         picture = plot_losses(metrics_file, output_dir / "losses.png")
+        results = {"steps": step, "new_steps": step - first_step, **latest}
+        results_file.write_text(json.dumps(results, indent=1), encoding="utf-8")
         print(
             f"Saved the model, processor and tokenizer in {output_dir}"
             + (f"; losses over steps in {picture}." if picture else ".")

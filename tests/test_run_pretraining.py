@@ -114,6 +114,18 @@ def test_a_finished_run_and_a_used_folder_are_left_as_they_are(finished, molecul
     assert before == {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
 
 
+def test_a_run_killed_just_before_its_end_is_finished_on_resuming(finished, molecules):
+    output, _ = finished
+    before, card = (output / "model.safetensors").read_bytes(), (output / "README.md").read_text()
+    for name in ("all_results.json", "model.safetensors", "README.md"):
+        (output / name).unlink()
+    run_pretraining.main(command(molecules, output, *SIX_STEPS, "--resume_from_checkpoint", "latest"))
+    assert (output / "model.safetensors").read_bytes() == before and (output / "all_results.json").exists()
+    assert [x for x in (output / "README.md").read_text().splitlines() if x.startswith("| ")] == [
+        x for x in card.splitlines() if x.startswith("| ")
+    ]
+
+
 def test_a_configuration_without_weights_is_no_model_to_start_from(molecules, tmp_path):
     options = ["--train_file", str(molecules), "--output_dir", str(tmp_path / "x"), "--model_name_or_path", str(ROOT)]
     with pytest.raises(UsageError, match="no weights of Atomica"):
