@@ -326,9 +326,8 @@ class LossMeter:
 
 def short(means):
     """`torsion 3.1/3.9`: every loss beside its baseline."""
-    parts = [
-        f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in LOSSES if f"{name}_loss" in means
-    ]
+    names = [name for name in LOSSES if means.get(f"{name}_baseline")]  # without a baseline there was nothing to predict
+    parts = [f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in names]
     return " ".join(parts)
 
 
@@ -355,7 +354,7 @@ def plot_losses(metrics_file, picture):
         return None
     rows = read_metrics(metrics_file)
     train = [row for row in rows if row["split"] == "train"]
-    names = [name for name in LOSSES if any(f"{name}_loss" in row for row in train)]
+    names = [name for name in LOSSES if any(row.get(f"{name}_baseline") for row in train)]
     if not names:
         return None
     figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
@@ -491,7 +490,7 @@ def model_card(arguments, model, counts, means, seconds):
         f"| {name} | {means[split][f'{name}_loss']:.3f} | {means[split][f'{name}_baseline']:.3f} | {split} |"
         for split in means
         for name in LOSSES
-        if f"{name}_loss" in means[split]
+        if means[split].get(f"{name}_baseline")
     ]
     options = {name: value for part in arguments for name, value in dataclasses.asdict(part).items()}
     options["train_file"] = [Path(path).name for path in data.train_file]
@@ -594,6 +593,9 @@ def main(argv=None):
         )
     except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
+    available = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
+    if missing := set(trackers or ()) - available - {"all"}:
+        raise UsageError(f"--report_to {optimization.report_to}: {', '.join(missing)} is not installed.")
     is_main = accelerator.is_main_process
     set_seed(optimization.seed)
 

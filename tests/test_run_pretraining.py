@@ -267,3 +267,30 @@ def test_batches_hold_every_example_once_and_split_evenly():
     assert list(sampler) != first
     with pytest.raises(UsageError, match="3 examples cannot be shared among 4"):
         SizedBatchSampler([2, 2, 2], 10, 0, num_processes=4)
+
+
+def test_what_is_pushed_to_the_hub(finished, molecules, tmp_path, monkeypatch):
+    """Against a stand-in for the client: which repository, and which files."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    calls = {}
+
+    class Client:
+        def create_repo(self, name, **options):
+            calls["repository"] = (name, options)
+            return type("Url", (), {"repo_id": f"someone/{name}"})
+
+        def upload_folder(self, **options):
+            calls["upload"] = options
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Client)
+    output = tmp_path / "to-share"
+    run_pretraining.main(command(molecules, output, "--max_train_steps", 1, "--push_to_hub", "--hub_private_repo"))
+    assert calls["repository"] == ("to-share", {"private": True, "exist_ok": True})
+    assert calls["upload"]["repo_id"] == "someone/to-share"
+    files = [path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()]
+    pushed = set(filter_repo_objects(files, ignore_patterns=calls["upload"]["ignore_patterns"]))
+    assert {"model.safetensors", "config.json", "vocab.json", "modeling_atomica.py", "README.md"} <= pushed
+    assert any(name.startswith("checkpoint-") for name in files)
+    assert not any(name.startswith(("checkpoint-", "data/")) for name in pushed)
