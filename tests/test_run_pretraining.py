@@ -14,7 +14,7 @@ from atomica_hf import AtomicaForPreTraining, StructureError
 from run_pretraining import SizedBatchSampler, UsageError
 
 
-TINY = ["--hidden_size", 8, "--atom_hidden_size", 8, "--edge_size", 8, "--num_hidden_layers", 2, "--max_blocks_per_batch", 40]
+TINY = ["--hidden_size", 8, "--atom_hidden_size", 8, "--edge_size", 8, "--num_hidden_layers", 2, "--max_blocks_per_batch", 12]
 SIX_STEPS = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--validation_split_percentage", 25, "--logging_steps", 1]
 
 
@@ -92,7 +92,7 @@ def test_resuming_gives_the_weights_of_the_undisturbed_run(finished, molecules):
     options = command(molecules, output, *SIX_STEPS, "--resume_from_checkpoint", "latest", "--dataloader_num_workers", 1)
     done = run("run_pretraining.py", *options)
     assert done.returncode == 0, done.stderr
-    assert "step 4" in done.stdout
+    assert "step 4, epoch 1, batch 1" in done.stdout  # in the middle of an epoch
     resumed = load_file(output / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [json.loads(x)["step"] for x in (output / "metrics.jsonl").read_text().splitlines() if '"train"' in x] == [
