@@ -197,7 +197,11 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
             raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
         _save(Dataset.from_file(str(arrow)), temporary / "dataset")
         _write_report(temporary / "dataset", report, processor)
-        os.replace(temporary / "dataset", folder)
+        try:
+            os.replace(temporary / "dataset", folder)
+        except OSError:
+            if not is_prepared(folder):  # another process has written the same in the meantime
+                raise
         shutil.rmtree(temporary)
     saved = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     rejected = [(row["name"], row["reason"], row["message"]) for row in saved["rejected"]]

@@ -586,6 +586,7 @@ def main(argv=None):
         )
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else torchrun on a machine without one would start separate runs
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # the others wait while one process reads
             mixed_precision=optimization.mixed_precision,
             log_with=trackers,
