@@ -179,11 +179,14 @@ def _refuse_dummies(mol, name):
 
 
 def _relax(mol, interfragment=False):
-    """MMFF where it has parameters for every atom, else UFF, else as embedded."""
+    """MMFF where it has parameters for every atom, else UFF, else as embedded. Returns whether there were parameters."""
     if AllChem.MMFFHasAllMoleculeParams(mol):
         AllChem.MMFFOptimizeMolecule(mol, maxIters=1000, ignoreInterfragInteractions=not interfragment)
     elif AllChem.UFFHasAllMoleculeParams(mol):
         AllChem.UFFOptimizeMolecule(mol, maxIters=1000, ignoreInterfragInteractions=not interfragment)
+    else:
+        return False
+    return True
 
 
 def embed(mol, seed: int = 0, name: str = "molecule"):
@@ -298,16 +301,20 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
     name = name or smiles
     mol = _parse(smiles, name)
     rng = np.random.default_rng(seed)
-    built = None
+    built, relaxed = None, True
     for part in Chem.GetMolFrags(mol, asMols=True):
         part = embed(part, seed, name)
         if built is None:
             built = part
+            relaxed = AllChem.MMFFHasAllMoleculeParams(part) or AllChem.UFFHasAllMoleculeParams(part)
         else:
             built = _join(built, part, rng)
             Chem.SanitizeMol(built)
-            _relax(built, interfragment=True)
-    return structure_from_mol(built, name)
+            relaxed = _relax(built, interfragment=True)
+    structure = structure_from_mol(built, name)
+    if not relaxed:
+        structure.notes["no_force_field"] += 1
+    return structure
 
 
 # macromolecules ---------------------------------------------------------------------------------------------------------
@@ -448,6 +455,7 @@ def _chain_components(model, chains, notes, as_published=False, without=None):
         for chain in (c for c in model if c.name == name):
             for residue in chain:
                 if residue.name in WATERS:
+                    notes["water"] += 1
                     continue
                 component = _residue(residue, name, notes)
                 if component is None:
@@ -458,6 +466,8 @@ def _chain_components(model, chains, notes, as_published=False, without=None):
                 elif component.origin == without:
                     continue
                 elif known or _has_backbone(component):
+                    if not known:
+                        notes[f"unknown_residue:{residue.name}"] += 1
                     found.append((component, True))
                 elif len(component.elements) == 1:
                     found.append((_as_ion(component), True))
@@ -603,7 +613,7 @@ def read_interface(
         sides = [(_chain_components(model, others, notes, as_published), None)]
     else:
         sides = _find_ligands(path, model, side_b, ligand_smiles, notes)
-    structures = []
+    structures, apart, num_apart = [], None, 0
     for number, (partner, origin) in enumerate(sides):
         these = Counter(notes)
         receptor = _chain_components(model, chains, these, as_published, without=origin)
@@ -618,10 +628,16 @@ def read_interface(
             near_partner = _near(partner, receptor, distance)  # a ligand stays whole
             whole.segments = [_near(receptor, partner, distance), near_partner if origin is None else partner]
             if not all(whole.segments):
-                raise StructureError(
+                apart = StructureError(
                     "no_interface", f"{path}: no atoms of {side_a!r} and {side_b!r} are within {distance} angstrom."
                 )
+                num_apart += 1
+                continue
         structures.append(whole)
+    if not structures:
+        raise apart
+    if num_apart:
+        structures[0].notes["ligand_that_touches_nothing"] = num_apart
     return structures
 
 

@@ -86,6 +86,20 @@ def test_ligands_by_name_with_and_without_bonds(pdb, processor):
     assert tokens(structure, processor) == ["<global>", "ALA", "SER", "<global>", "Zn"]
 
 
+def test_a_far_copy_of_a_ligand_does_not_lose_the_near_one(tmp_path):
+    far = "\n".join(
+        line.replace("LIG A 301", "LIG A 302").replace("   0.000  1.00", "  90.000  1.00")
+        for line in PDB.splitlines()
+        if " LIG " in line
+    )
+    (tmp_path / "two.pdb").write_text(PDB.removesuffix("END\n") + far + "\nEND\n")
+    (structure,) = read_interface(tmp_path / "two.pdb", "A", "A:LIG", ligand_smiles="CCO")
+    assert structure.segments[1][0].origin.number == 301 and structure.notes["ligand_that_touches_nothing"] == 1
+    assert structure.notes["water"] == 1
+    with pytest.raises(StructureError, match="within 8.0 angstrom"):
+        read_interface(tmp_path / "two.pdb", "A", "A:LIG:302")
+
+
 def test_gzip_and_mmcif_read_like_pdb(pdb, tmp_path, processor):
     gemmi = pytest.importorskip("gemmi")
     with gzip.open(tmp_path / "made.pdb.gz", "wt") as stream:
