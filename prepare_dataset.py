@@ -61,16 +61,25 @@ REPORT_FILE = "read_report.json"
 
 
 def _encode(processor, work):
-    """One piece of work -> (name, examples with their notes, error); never raises for bad input."""
+    """One piece of work -> (name, examples with their notes, errors); never raises for bad input. A piece may hold several
+    structures (one for each copy of a ligand), of which the good ones are kept."""
     name, function, arguments = work
-    try:
-        found = function(*arguments)
-        structures = found if isinstance(found, list) else [found]
-        return name, [(processor.encode(structure), structure.notes) for structure in structures], None
-    except StructureError as error:
-        return name, [], error
-    except Exception as error:  # one bad structure must not stop ten thousand; it is named and counted like the others
-        return name, [], StructureError("unexpected_error", f"{name}: {type(error).__name__}: {error}")
+    examples, errors = [], []
+
+    def attempt(call, *values):
+        try:
+            return call(*values)
+        except StructureError as error:
+            errors.append(error)
+        except Exception as error:  # one bad structure must not stop ten thousand; it is named and counted like the others
+            errors.append(StructureError("unexpected_error", f"{name}: {type(error).__name__}: {error}"))
+
+    found = attempt(function, *arguments)
+    for structure in found if isinstance(found, list) else [found]:
+        example = None if structure is None else attempt(processor.encode, structure)
+        if example is not None:
+            examples.append((example, structure.notes))
+    return name, examples, errors
 
 
 _worker_processor = None
@@ -105,8 +114,8 @@ def read_examples(path, processor, report, num_proc=1, max_samples=None, progres
         results = (_encode(processor, item) for item in work)
     try:
         bar = tqdm(results, total=len(work), desc=f"Reading {Path(path).name}", disable=not progress, unit="structure")
-        for name, examples, error in bar:
-            if error is not None:
+        for name, examples, errors in bar:
+            for error in errors:
                 report.reject(name, error)
             for example, notes in examples:
                 report.keep(notes)
