@@ -10,8 +10,13 @@ AUTO_MAP = {
     "AutoProcessor": "processing_atomica.AtomicaProcessor",
     "AutoModel": "modeling_atomica.AtomicaModel",
     "AutoModelForPreTraining": "modeling_atomica.AtomicaForPreTraining",
+    "AutoModelForMaskedLM": "modeling_atomica.AtomicaForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_atomica.AtomicaForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_atomica.AtomicaForTokenClassification",
 }
 
+ACTIVATIONS = ("relu", "gelu", "elu")
+POOLINGS = ("graph", "block_sum")
 NUM_SPECIAL_BLOCKS = 4  # <pad> <mask> <unk> <global>: never predicted, so class = token id - 4
 
 
@@ -30,12 +35,21 @@ class AtomicaConfig(PreTrainedConfig):
         num_attention_heads (`int`): heads of the atom-to-block attention and of the pooling.
         num_pooling_layers (`int`): self-attention layers over the blocks of a complex.
         atom_cutoff, block_cutoff (`float`): last Gaussian centre for distances of atoms and of blocks.
+        block_long_range_cutoff (`float`, *optional*): last centre of a second set of Gaussians for distances of blocks, which
+            starts at `block_cutoff`; its perceptron is added to the first one's, times a learned gate.
         rigid_cutoff (`float`): last Gaussian centre for the distance of an atom to the centre of its segment.
         torsion_cutoff (`float`): radius around the middle of a bond, and last Gaussian centre there.
         hidden_dropout_prob (`float`): dropout inside every multi-layer perceptron.
         global_message_passing (`bool`): whether global blocks exchange messages with their segment.
         atom_global_message_passing (`bool`): the same for global atoms.
         num_modalities (`int`): rows of the modality embedding added to global blocks, 0 for none.
+        block_feature_size (`int` or `list[int]`): width of the `block_features` of another model, 0 for none; a list has one
+            width per segment, and each segment then has layers of its own.
+        block_feature_layers (`int`): layers of the perceptrons that project them and mix them into the blocks, at least 2.
+        block_feature_hidden_size (`int`): width inside the projecting perceptron.
+        block_feature_dropout (`float`): dropout in these perceptrons.
+        block_feature_activation (`str`): `"relu"`, `"gelu"` or `"elu"`.
+        block_feature_after (`bool`): mix them in after the block encoder too, not only before.
         direction_softening (`float`): length below which the direction of an edge fades; 0 in published weights.
         attend_to_padding (`bool`): let attention see padding as published ATOMICA does; a vector then depends on its batch.
         unknown_as_global (`bool`): treat `<unk>` blocks and their atoms as globals in the graph, as published ATOMICA does.
@@ -43,6 +57,15 @@ class AtomicaConfig(PreTrainedConfig):
             the puzzles `AtomicaForPreTraining` has a head for.
         atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight (`float`):
             their weights in the loss.
+        pooling (`str`): what `AtomicaForSequenceClassification` reads: `"graph"`, the vector of the complex; or `"block_sum"`,
+            the sum of the outputs of its blocks (global ones only with global message passing).
+        classifier_hidden_sizes (`list[int]`, *optional*): hidden layers of the heads that classify and regress; by default
+            two as wide as `hidden_size`.
+        classifier_activation (`str`): `"relu"`, `"gelu"` or `"elu"`.
+        classifier_dropout (`float`, *optional*): dropout in these heads; by default `hidden_dropout_prob`.
+        contrast_temperature (`float`): of `AtomicaForInterfaceContrast`.
+        freeze_complex_encoder (`bool`): `AtomicaForInterfaceContrast` does not train its encoder of whole complexes.
+        original (`dict`): what a conversion from ATOMICA must remember to write the same files again.
         pad_token_id, mask_token_id, unk_token_id, global_token_id (`int`): special block tokens.
         atom_pad_token_id, atom_mask_token_id, atom_global_token_id (`int`): special atom tokens.
 
@@ -64,12 +87,19 @@ class AtomicaConfig(PreTrainedConfig):
     num_pooling_layers: int = 4
     atom_cutoff: float = 5.0
     block_cutoff: float = 5.0
+    block_long_range_cutoff: float | None = None
     rigid_cutoff: float = 20.0
     torsion_cutoff: float = 5.0
     hidden_dropout_prob: float = 0.0
     global_message_passing: bool = True
     atom_global_message_passing: bool = False
     num_modalities: int = 0
+    block_feature_size: int | list[int] = 0
+    block_feature_layers: int = 3
+    block_feature_hidden_size: int = 32
+    block_feature_dropout: float = 0.0
+    block_feature_activation: str = "relu"
+    block_feature_after: bool = True
     direction_softening: float = 0.1
     attend_to_padding: bool = False
     unknown_as_global: bool = False
@@ -85,6 +115,14 @@ class AtomicaConfig(PreTrainedConfig):
     rotation_loss_weight: float = 0.1
     mask_loss_weight: float = 1.0
 
+    pooling: str = "graph"
+    classifier_hidden_sizes: list[int] | None = None
+    classifier_activation: str = "relu"
+    classifier_dropout: float | None = None
+    contrast_temperature: float = 0.5
+    freeze_complex_encoder: bool = True
+    original: dict | None = None
+
     pad_token_id: int = 0
     mask_token_id: int = 1
     unk_token_id: int = 2
@@ -98,6 +136,12 @@ class AtomicaConfig(PreTrainedConfig):
         kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}
         super().__post_init__(**kwargs)
         self.validate_atomica()
+
+    @property
+    def block_feature_sizes(self) -> list[int]:
+        """Widths of `block_features`, one per set of layers: none, one for all segments, or one per segment."""
+        sizes = [self.block_feature_size] if isinstance(self.block_feature_size, int) else list(self.block_feature_size)
+        return sizes if any(sizes) else []
 
     def validate_atomica(self):
         """Checks that the values fit together.
@@ -126,7 +170,23 @@ class AtomicaConfig(PreTrainedConfig):
             expect(getattr(self, name) > 0, name, "a positive length in angstrom")
         for name in ("direction_softening", "num_modalities") + tuple(n for n in self.to_dict() if n.endswith("_loss_weight")):
             expect(getattr(self, name) >= 0, name, "zero or more")
-        expect(0 <= self.hidden_dropout_prob < 1, "hidden_dropout_prob", "a probability below 1")
+        for name in ("hidden_dropout_prob", "block_feature_dropout", "classifier_dropout"):
+            value = getattr(self, name)
+            expect((value is None and name == "classifier_dropout") or 0 <= value < 1, name, "a probability below 1")
+        if self.block_long_range_cutoff is not None:
+            expected = f"a length beyond `block_cutoff` ({self.block_cutoff}) in angstrom, or None"
+            expect(self.block_long_range_cutoff > self.block_cutoff, "block_long_range_cutoff", expected)
+        expect(
+            all(size > 0 for size in self.block_feature_sizes), "block_feature_size", "0, a positive number, or a list of such"
+        )
+        expect(self.block_feature_layers >= 2, "block_feature_layers", "at least 2")
+        expect(self.block_feature_hidden_size >= 1, "block_feature_hidden_size", "at least 1")
+        for name in ("block_feature_activation", "classifier_activation"):
+            expect(getattr(self, name) in ACTIVATIONS, name, f"one of {', '.join(ACTIVATIONS)}")
+        expect(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+        sizes = self.classifier_hidden_sizes
+        expect(sizes is None or all(size > 0 for size in sizes), "classifier_hidden_sizes", "positive numbers, or None")
+        expect(self.contrast_temperature > 0, "contrast_temperature", "a positive number")
         expect(self.vocab_size > NUM_SPECIAL_BLOCKS, "vocab_size", f"more than the {NUM_SPECIAL_BLOCKS} special blocks")
         special = (self.pad_token_id, self.mask_token_id, self.unk_token_id, self.global_token_id)
         if special != tuple(range(NUM_SPECIAL_BLOCKS)):
@@ -138,4 +198,4 @@ class AtomicaConfig(PreTrainedConfig):
             raise ValueError("AtomicaConfig: " + "; ".join(problems) + ".")
 
 
-__all__ = ["AUTO_MAP", "NUM_SPECIAL_BLOCKS", "AtomicaConfig"]
+__all__ = ["ACTIVATIONS", "AUTO_MAP", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig"]

@@ -8,6 +8,7 @@ processes or workers, nor on where a run was resumed.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -98,6 +99,9 @@ class Puzzle:
         self.bonds = np.array(example.get("torsion_bonds", []), dtype=np.int64).reshape(-1, 2)
         self.turning = [np.array(atoms, dtype=np.int64) for atoms in example.get("torsion_atoms", [])]
         self.is_polymer = list(example.get("segment_is_polymer", [0] * (self.segments.max() + 1)))
+        self.features = None
+        if example.get("block_features") is not None:
+            self.features = np.array(example["block_features"], dtype=np.float32)
         self.labels = {}
 
     @property
@@ -150,6 +154,8 @@ class Puzzle:
         new_atom = np.where(keep_atom, keep_atom.cumsum() - 1, -1)
         new_block = keep.cumsum() - 1
         self.input_ids, self.segments = self.input_ids[keep], self.segments[keep]
+        if self.features is not None:
+            self.features = self.features[keep]
         self.atom_to_block = new_block[self.atom_to_block[keep_atom]]
         self.atom_ids, self.positions = self.atom_ids[keep_atom], self.positions[keep_atom]
         bonds, turning = [], []
@@ -207,8 +213,9 @@ class Puzzle:
         self.labels.update(atom_noise_labels=labels, atom_noise_sigma=sigma)
 
     def mask_blocks(self, proportion, rng):
-        """Hides blocks: each becomes a mask token with one mask atom at its centre. A turned bond follows its atoms; one that
-        lay inside a hidden block is gone, because nothing is left of it to see."""
+        """Hides blocks: each becomes a mask token with one mask atom at its centre, without features of another model, which
+        would give it away. A turned bond follows its atoms; one that lay inside a hidden block is gone, because nothing is left
+        of it to see."""
         candidates = np.flatnonzero(self.input_ids >= NUM_SPECIAL_BLOCKS)
         labels = np.full(len(self.input_ids), IGNORE_INDEX)
         self.labels["labels"] = labels
@@ -217,6 +224,8 @@ class Puzzle:
         chosen = rng.choice(candidates, size=max(1, int(proportion * len(candidates))), replace=False)
         labels[chosen] = self.input_ids[chosen]
         self.input_ids[chosen] = MASK_TOKEN_ID
+        if self.features is not None:
+            self.features[chosen] = 0
         hidden = np.zeros(len(self.input_ids), dtype=bool)
         hidden[chosen] = True
         hidden_atom = hidden[self.atom_to_block]
@@ -249,17 +258,50 @@ class Puzzle:
             "atom_ids": self.atom_ids,
             "atom_to_block": self.atom_to_block,
             "positions": self.positions,
+            **({} if self.features is None else {"block_features": self.features}),
             **self.labels,
         }
 
 
-@dataclass
 class AtomicaCollator:
-    """Examples of `AtomicaProcessor.encode` -> a padded batch of the model's inputs, with `labels` where they have them."""
+    """Examples of `AtomicaProcessor.encode` -> a padded batch of the model's inputs, with labels where they have them.
+
+    `labels` (or `label`) are one value or one row of values per complex, or one per block; those of blocks are padded with -100
+    (integers) or NaN (numbers with a point). None is a missing number.
+
+    Raises:
+        `ValueError`: if the examples do not all have the same names, or labels of different shapes that are not of blocks.
+    """
 
     def __call__(self, examples):
-        names = [*MODEL_INPUTS, *(name for name in ("labels", "modality_ids") if name in examples[0])]
-        return pad_examples(examples, names)
+        optional = ("modality_ids", "block_features")
+        batch = pad_examples(examples, [*MODEL_INPUTS, *(name for name in optional if name in examples[0])])
+        name = next((name for name in ("labels", "label") if name in examples[0]), None)
+        if name is not None:
+            batch["labels"] = torch.from_numpy(pad_labels(examples, name, batch["input_ids"].shape[1]))
+        return batch
+
+
+def pad_labels(examples, name, num_blocks):
+    """Labels of a batch as one array: `(batch, ...)`, or `(batch, num_blocks, ...)` if they belong to blocks."""
+    labels = []
+    for example in examples:
+        if name not in example:
+            raise ValueError(f"{example.get('name', 'An example')} has no {name!r}, others of the batch have.")
+        label = np.array(example[name])
+        labels.append(label.astype(np.float32) if label.dtype == object or label.dtype.kind == "f" else label.astype(np.int64))
+    of_blocks = all(label.ndim and len(label) == len(example["input_ids"]) for label, example in zip(labels, examples))
+    if not of_blocks and len({label.shape for label in labels}) > 1:
+        shapes = ", ".join(str(label.shape) for label in labels)
+        raise ValueError(f"The {name!r} of a batch have shapes {shapes}: expected equal ones, or one row per block.")
+    if any(label.dtype.kind == "f" for label in labels):
+        labels, fill = [label.astype(np.float32) for label in labels], np.nan
+    else:
+        fill = IGNORE_INDEX
+    if of_blocks:
+        pad = lambda label: [(0, num_blocks - len(label)), *[(0, 0)] * (label.ndim - 1)]
+        labels = [np.pad(label, pad(label), constant_values=fill) for label in labels]
+    return np.stack(labels)
 
 
 @dataclass

@@ -52,6 +52,16 @@ def to_channel_major(features, irreps):
     return torch.cat([p.transpose(-1, -2).flatten(-2) for p in split_irreps(features, irreps)], dim=-1)
 
 
+def gram_invariants(features, irreps):
+    """Inner products of the channels of every irrep that is not a scalar: upper triangles, diagonal included, row by row."""
+    found = []
+    for part, irrep in zip(split_irreps(features, irreps), irreps):
+        if irrep.degree:
+            row, column = torch.triu_indices(irrep.multiplicity, irrep.multiplicity, device=features.device)
+            found.append((part.transpose(-1, -2) @ part)[..., row, column])
+    return torch.cat(found, dim=-1)
+
+
 # Wigner 3j and harmonics ------------------------------------------------------------------------------------------------
 
 
@@ -151,10 +161,10 @@ def bond_harmonics(harmonics, bond):
     return torch.cat(products, dim=-1)
 
 
-def gaussian_basis(distances, num_gaussians: int, cutoff: float):
-    """exp(-(d - mu)^2 / 2 delta^2) at `num_gaussians` centres mu evenly on [0, cutoff], delta their spacing; no cut-off."""
-    centres = torch.linspace(0, cutoff, num_gaussians, dtype=distances.dtype, device=distances.device)
-    spacing = cutoff / (num_gaussians - 1)
+def gaussian_basis(distances, num_gaussians: int, cutoff: float, start: float = 0.0):
+    """exp(-(d - mu)^2 / 2 delta^2) at `num_gaussians` centres mu evenly on [start, cutoff], delta their spacing; no cut-off."""
+    centres = torch.linspace(start, cutoff, num_gaussians, dtype=distances.dtype, device=distances.device)
+    spacing = (cutoff - start) / (num_gaussians - 1)
     return torch.exp(-0.5 * ((distances.unsqueeze(-1) - centres) / spacing).pow(2))
 
 
@@ -539,6 +549,6 @@ class EquivariantLayerNorm(nn.Module):
 
 __all__ = [
     "BOND_HARMONICS", "HARMONICS", "EdgeFeatures", "EquivariantLayerNorm", "Irrep", "NeighborList",
-    "TensorProductConvolution", "bond_harmonics", "gaussian_basis", "irreps_size", "mean_weight", "neighbor_lists",
-    "smallest", "spherical_harmonics", "split_irreps", "squared_distances", "to_channel_major", "wigner_3j",
+    "TensorProductConvolution", "bond_harmonics", "gaussian_basis", "gram_invariants", "irreps_size", "mean_weight",
+    "neighbor_lists", "smallest", "spherical_harmonics", "split_irreps", "squared_distances", "to_channel_major", "wigner_3j",
 ]  # fmt: skip

@@ -5,12 +5,14 @@ The mathematics is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906), so 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MaskedLMOutput, TokenClassifierOutput
 from transformers.utils import ModelOutput
 
 from .configuration_atomica import NUM_SPECIAL_BLOCKS, AtomicaConfig
@@ -23,6 +25,7 @@ from .geometry_atomica import (
     TensorProductConvolution,
     bond_harmonics,
     gaussian_basis,
+    gram_invariants,
     mean_weight,
     neighbor_lists,
     smallest,
@@ -34,6 +37,9 @@ from .geometry_atomica import (
 
 
 NUM_EDGE_TYPES = 4
+IGNORE_INDEX = -100
+REPRESENTATIONS = ("h_atom", "h_block", "h_graph", "h_interface", "z_atom", "z_block", "z_graph", "z_interface")
+REPRESENTATION_POOLINGS = ("mean_std_global", "mean_component_normalized")
 
 
 def encoder_irreps(depth: int, num_scalars: int):
@@ -63,6 +69,47 @@ def segment_mean(values, index, num_segments: int):
 def masked_mean(values, mask):
     """Mean of `values` where `mask`; zero, with a zero gradient, where there is nothing."""
     return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def finish(output, return_dict):
+    return output if return_dict is None or return_dict else output.to_tuple()
+
+
+def label_loss(logits, labels, problem_type: str):
+    """Loss of logits `(n, num_labels)` as Transformers computes it for a `problem_type`, over the labels that are there.
+
+    Classes of -100, negative or NaN labels of `"multi_label_classification"` and NaN of `"regression"` are missing; without any
+    label the loss is zero, with a zero gradient.
+
+    Raises:
+        `ValueError`: for an unknown problem type, labels of another shape, or classes for a single output.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem_type == "single_label_classification":
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(f"`labels` have shape {tuple(labels.shape)}, expected one class each: {tuple(logits.shape[:1])}.")
+        if logits.shape[1] == 1:
+            raise ValueError(
+                "`num_labels` is 1: classes need at least two; for yes or no set problem_type='multi_label_classification'."
+            )
+        labels = labels.long()
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
+    if problem_type not in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"`problem_type` is {problem_type!r}, expected 'regression', 'single_label_classification' or "
+            "'multi_label_classification'."
+        )
+    if labels.ndim == logits.ndim - 1 and logits.shape[-1] == 1:
+        labels = labels.unsqueeze(-1)
+    if labels.shape != logits.shape:
+        raise ValueError(f"`labels` have shape {tuple(labels.shape)}, expected {tuple(logits.shape)}.")
+    labels = labels.to(logits.dtype)
+    present = ~labels.isnan() if problem_type == "regression" else labels >= 0
+    labels = torch.where(present, labels, 0.0)
+    if problem_type == "regression":
+        return masked_mean((logits - labels).pow(2), present)
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), present)
 
 
 @dataclass
@@ -119,6 +166,49 @@ class AtomicaForPreTrainingOutput(ModelOutput):
     torsion_prediction: torch.FloatTensor | None = None
     translation_prediction: torch.FloatTensor | None = None
     rotation_prediction: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    atom_hidden_state: torch.FloatTensor | None = None
+
+
+@dataclass
+class AtomicaSequenceClassifierOutput(ModelOutput):
+    """
+    Output of `AtomicaForSequenceClassification`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): returned with labels.
+        logits (`torch.FloatTensor` of shape `(batch, num_labels)`): scores, or the values of a regression.
+        block_logits (`torch.FloatTensor` of shape `(batch, num_blocks, num_labels)`): what each block adds to `logits`; with
+            `config.pooling="block_sum"`.
+        last_hidden_state, pooler_output, atom_hidden_state: as in `AtomicaModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    block_logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    atom_hidden_state: torch.FloatTensor | None = None
+
+
+@dataclass
+class AtomicaInterfaceContrastOutput(ModelOutput):
+    """
+    Output of `AtomicaForInterfaceContrast`.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`): contrastive loss; returned with the inputs of the complexes.
+        side_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`): of one side alone, unit length.
+        complex_embeds (`torch.FloatTensor` of shape `(batch, hidden_size)`): of the complexes, unit length.
+        logits_per_side (`torch.FloatTensor` of shape `(batch, batch)`): cosines of sides and complexes over the temperature.
+        last_hidden_state, pooler_output, atom_hidden_state: of the side, as in `AtomicaModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    side_embeds: torch.FloatTensor | None = None
+    complex_embeds: torch.FloatTensor | None = None
+    logits_per_side: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     atom_hidden_state: torch.FloatTensor | None = None
@@ -201,33 +291,92 @@ def node_edges(positions, padded_positions, valid, segments, is_global, num_neig
 
 
 class AtomicaDistanceEmbedding(nn.Module):
-    """Distances `(...)` in angstrom -> `(..., edge_size)`: Gaussians, then linear-ReLU-linear."""
+    """Distances `(...)` in angstrom -> `(..., edge_size)`: Gaussians from `start` to `cutoff`, then linear-ReLU-linear."""
 
-    def __init__(self, config, cutoff: float):
+    def __init__(self, config, cutoff: float, start: float = 0.0):
         super().__init__()
-        self.size, self.cutoff = config.edge_size, cutoff
+        self.size, self.start, self.cutoff = config.edge_size, start, cutoff
         self.dense_in = nn.Linear(config.edge_size, config.edge_size)
         self.dense_out = nn.Linear(config.edge_size, config.edge_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, distances):
-        basis = gaussian_basis(distances, self.size, self.cutoff)
+        basis = gaussian_basis(distances, self.size, self.cutoff, self.start)
         return self.dense_out(self.dropout(F.relu(self.dense_in(basis))))
 
 
-class AtomicaMLP(nn.Module):
-    """ReLU-linear, again and again, through the given sizes; the last layer has a bias or not."""
+class AtomicaLongRangeEmbedding(AtomicaDistanceEmbedding):
+    """Distance embedding beyond the first one's range, times a learned gate; zero until it is trained."""
 
-    def __init__(self, config, sizes, last_bias: bool = True):
+    def __init__(self, config, cutoff: float, start: float):
+        super().__init__(config, cutoff, start)
+        self.gate = nn.Parameter(torch.ones(1))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.ones_(self.gate)
+        nn.init.zeros_(self.dense_out.weight)
+        nn.init.zeros_(self.dense_out.bias)
+
+    def forward(self, distances):
+        return self.gate * super().forward(distances)
+
+
+class AtomicaMLP(nn.Module):
+    """Activation-dropout-linear, again and again, through the given sizes; the last layer has a bias or not."""
+
+    def __init__(self, sizes, dropout: float, last_bias: bool = True, activation: str = "relu"):
         super().__init__()
         pairs = list(zip(sizes, sizes[1:]))
         self.layers = nn.ModuleList(nn.Linear(a, b, bias=last_bias or i < len(pairs) - 1) for i, (a, b) in enumerate(pairs))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(dropout)
+        self.activation = getattr(F, activation)
 
     def forward(self, x):
         for layer in self.layers:
-            x = layer(self.dropout(F.relu(x)))
+            x = layer(self.dropout(self.activation(x)))
         return x
+
+
+def classifier(config):
+    """The perceptron that turns a vector of `hidden_size` into `num_labels` outputs."""
+    hidden = config.classifier_hidden_sizes
+    sizes = (config.hidden_size, *([config.hidden_size] * 2 if hidden is None else hidden), config.num_labels)
+    dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+    return AtomicaMLP(sizes, dropout, activation=config.classifier_activation)
+
+
+def mask_head(config):
+    """The perceptron that names a hidden block: one score per token that is not special."""
+    num_classes = config.vocab_size - NUM_SPECIAL_BLOCKS
+    return AtomicaMLP((config.hidden_size, config.hidden_size, num_classes, num_classes), config.hidden_dropout_prob)
+
+
+class AtomicaBlockFeatures(nn.Module):
+    """Mixes the vectors of another model into the blocks: project them, set them beside the block's own, mix.
+
+    With a width per segment each segment has layers of its own; segments beyond the last width share the last layers.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.sizes = config.block_feature_sizes
+        hidden, inside = config.hidden_size, [config.block_feature_hidden_size] * (config.block_feature_layers - 1)
+        options = {"dropout": config.block_feature_dropout, "activation": config.block_feature_activation}
+        mixing = [2 * hidden] * config.block_feature_layers
+        self.projectors = nn.ModuleList(AtomicaMLP((size, *inside, hidden), **options) for size in self.sizes)
+        self.mixers = nn.ModuleList(AtomicaMLP((*mixing, hidden), **options) for _ in self.sizes)
+
+    def forward(self, blocks, features, segments):
+        """blocks `(total, hidden)`, features `(total, largest width)`, segments `(total,)` -> `(total, hidden)`."""
+        mixed = [
+            mixer(torch.cat([blocks, projector(features[:, :size])], dim=-1))
+            for size, projector, mixer in zip(self.sizes, self.projectors, self.mixers)
+        ]
+        found = mixed[-1]
+        for segment, candidate in enumerate(mixed[:-1]):
+            found = torch.where((segments == segment).unsqueeze(-1), candidate, found)
+        return found
 
 
 class AtomicaConvolution(nn.Module):
@@ -268,12 +417,15 @@ class AtomicaLayer(GradientCheckpointingLayer):
 class AtomicaEncoder(nn.Module):
     """Encoder of one level. Flat scalars `(num_nodes, num_scalars)` -> (irreps, unit-length read-out of the same width)."""
 
-    def __init__(self, config, num_scalars: int, cutoff: float):
+    def __init__(self, config, num_scalars: int, cutoff: float, long_range_cutoff: float | None = None):
         super().__init__()
         self.num_scalars = num_scalars
         self.irreps = encoder_irreps(config.num_hidden_layers, num_scalars)
         self.edge_type_embeddings = nn.Embedding(NUM_EDGE_TYPES, config.edge_size)
         self.distance_embedding = AtomicaDistanceEmbedding(config, cutoff)
+        self.long_range_embedding = None
+        if long_range_cutoff is not None:
+            self.long_range_embedding = AtomicaLongRangeEmbedding(config, long_range_cutoff, start=cutoff)
         self.layers = nn.ModuleList(AtomicaLayer(config, num_scalars, i) for i in range(config.num_hidden_layers))
         scalars = sum(irrep.multiplicity for irrep in self.irreps if irrep.degree == 0)
         self.readout_in = nn.Linear(scalars, scalars)
@@ -282,6 +434,10 @@ class AtomicaEncoder(nn.Module):
 
     def forward(self, x, edges: NodeEdges):
         radials = [self.distance_embedding(distances) for _, _, distances in edges.groups]
+        if self.long_range_embedding is not None:
+            radials = [
+                radial + self.long_range_embedding(distances) for radial, (_, _, distances) in zip(radials, edges.groups)
+            ]
         for layer in self.layers:
             x = layer(x, edges, radials, self.edge_type_embeddings.weight)
         parts = zip(split_irreps(x, self.irreps), self.irreps)
@@ -381,6 +537,58 @@ class AtomicaPooler(nn.Module):
         return F.normalize(self.dense((x * valid.unsqueeze(-1)).sum(1)), dim=-1)
 
 
+def segment_mean_std(values, index, num_segments: int):
+    """Mean and population standard deviation of rows `values` with the same `index`."""
+    mean = segment_mean(values, index, num_segments)
+    variance = segment_mean((values - mean[index]).pow(2), index, num_segments)
+    varies = variance > 0  # the square root has no gradient at zero
+    return mean, torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
+
+
+def pool_blocks(parts, index, chosen, pooling: str):
+    """The three parts of z_block `(total_blocks, width)` -> one vector per complex, of the `chosen` blocks."""
+    z_block, complex_of_block = torch.cat(parts, dim=-1), index.complex_of_block
+    mean, deviation = segment_mean_std(z_block[chosen], complex_of_block[chosen], index.batch)
+    if pooling == "mean_component_normalized":
+        return torch.cat([F.normalize(p, dim=-1) for p in mean.split([p.shape[1] for p in parts], dim=-1)], dim=-1)
+    # the first global block of the complex, also for an interface, as in ATOMICA
+    position = torch.arange(index.total_blocks, device=z_block.device)
+    first = torch.where(index.is_global_block, position, index.total_blocks)
+    first = first.new_full((index.batch,), index.total_blocks).scatter_reduce(0, complex_of_block, first, "amin")
+    has_global = (first < index.total_blocks).unsqueeze(-1)
+    central = torch.where(has_global, z_block[first.clamp_max(index.total_blocks - 1)], mean)
+    return torch.cat([mean, deviation, central], dim=-1)
+
+
+def gram_width(irreps) -> int:
+    return sum(irrep.multiplicity * (irrep.multiplicity + 1) // 2 for irrep in irreps if irrep.degree > 0)
+
+
+def invariant_width(irreps) -> int:
+    return sum(irrep.multiplicity for irrep in irreps if irrep.degree == 0) + gram_width(irreps)
+
+
+def check_representations(names, pooling, segment):
+    """
+    Raises:
+        `ValueError`: if the names are not known, or need a pooling or segment that is missing, or none of them needs it.
+    """
+    unknown = [name for name in names if name not in REPRESENTATIONS]
+    if unknown or not names:
+        raise ValueError(f"`names` are {list(names)!r}, expected some of {', '.join(REPRESENTATIONS)}.")
+    needs_pooling = [name for name in names if name in ("z_graph", "z_interface")]
+    expected = " or ".join(f"{p!r}" for p in REPRESENTATION_POOLINGS)
+    if needs_pooling and pooling not in REPRESENTATION_POOLINGS:
+        raise ValueError(f"{needs_pooling[0]} needs a `pooling`, {expected}; got {pooling!r}. The two are not comparable.")
+    if pooling is not None and not needs_pooling:
+        raise ValueError(f"`pooling` is {pooling!r}, but {', '.join(names)} take none.")
+    needs_segment = [name for name in names if name.endswith("interface")]
+    if needs_segment and segment is None:
+        raise ValueError(f"{needs_segment[0]} needs a `segment`: 0, 1, ...")
+    if segment is not None and not needs_segment:
+        raise ValueError(f"`segment` is {segment!r}, but {', '.join(names)} take none.")
+
+
 class AtomicaPreTrainedModel(PreTrainedModel):
     config_class = AtomicaConfig
     base_model_prefix = "atomica"
@@ -392,11 +600,108 @@ class AtomicaPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def representation_widths(self, pooling: str | None = None) -> dict[str, int]:
+        """Name -> width of the vectors of `get_representations`; without a pooling, z_graph and z_interface are left out.
+
+        Raises:
+            `ValueError`: for a pooling that is not known.
+        """
+        config = self.config
+        z_atom = invariant_width(encoder_irreps(config.num_hidden_layers, config.atom_hidden_size))
+        block_irreps = encoder_irreps(config.num_hidden_layers, config.hidden_size)
+        z_block = config.hidden_size + gram_width(block_irreps) + 2 * z_atom
+        widths = {"h_atom": config.atom_hidden_size, "h_block": config.hidden_size, "h_graph": config.hidden_size,
+                  "h_interface": config.hidden_size, "z_atom": z_atom, "z_block": z_block}  # fmt: skip
+        if pooling is not None:
+            check_representations(("z_graph",), pooling, None)
+            widths["z_graph"] = widths["z_interface"] = z_block * (3 if pooling == "mean_std_global" else 1)
+        return widths
+
+    def get_representations(self, names=("h_graph",), pooling: str | None = None, segment: int | None = None, **inputs):
+        """Rotation-invariant vectors of atoms, blocks, complexes, or of one partner inside its complex.
+
+        Args:
+            names (`list[str]`): any of `REPRESENTATIONS`. The h family are the scalars of the read-outs. The z family adds
+                invariants of all channels: `z_atom` is the 0e and 0o channels and, for each other irrep, the inner products
+                of its channels (upper triangle); `z_block` is h_block, the inner products of the block's channels, and mean
+                and standard deviation of z_atom over its atoms; `z_graph` pools z_block over the complex. `h_interface` and
+                `z_interface` pool the blocks of one segment only, which has seen its partner.
+            pooling (`str`): for z_graph and z_interface, without a default because the two are not comparable:
+                `"mean_std_global"` (mean and standard deviation over the blocks that are not global, and the first global
+                block of the complex: for training a head) or `"mean_component_normalized"` (the mean, each of the three parts
+                of z_block at unit length: for comparing with a cosine).
+            segment (`int`): for h_interface and z_interface.
+            inputs: the inputs of `AtomicaModel`.
+
+        Returns:
+            `dict` of name -> `(batch, num_atoms or num_blocks, width)`, zero on padding, or `(batch, width)`; see
+            `representation_widths`.
+
+        Raises:
+            `ValueError`: for unknown names, a missing or needless pooling or segment, a complex without that segment.
+        """
+        names = (names,) if isinstance(names, str) else tuple(names)
+        check_representations(names, pooling, segment)
+        model = self.base_model
+        found = model.encode(**inputs)
+        index = found.index
+        vectors = {"h_atom": found.h_atom, "h_block": found.h_block}
+        outputs = {"h_graph": found.h_graph}
+        in_segment = index.unpad_blocks(index.segments) == segment
+        if segment is not None:
+            present = index.pad_blocks(in_segment.long()).sum(1) > 0
+            if not present.all():
+                which = (~present).nonzero().squeeze(1).tolist()
+                raise ValueError(f"`segment` is {segment}, but complexes {which} of the batch have no such segment.")
+        if "h_interface" in names:
+            outputs["h_interface"] = model.pooler(found.h_block, in_segment, index.block_mask)
+        if any(name.startswith("z_") for name in names):
+            irreps = model.atom_encoder.irreps
+            scalars = [p.flatten(-2) for p, irrep in zip(split_irreps(found.atom_irreps, irreps), irreps) if irrep.degree == 0]
+            vectors["z_atom"] = torch.cat([*scalars, gram_invariants(found.atom_irreps, irreps)], dim=-1)
+            parts = (
+                found.h_block,
+                gram_invariants(found.block_irreps, model.block_encoder.irreps),
+                torch.cat(segment_mean_std(vectors["z_atom"], index.block_of_atom, index.total_blocks), dim=-1),
+            )
+            vectors["z_block"] = torch.cat(parts, dim=-1)
+            for name, chosen in (("z_graph", torch.ones_like(in_segment)), ("z_interface", in_segment)):
+                if name in names:
+                    outputs[name] = pool_blocks(parts, index, chosen & ~index.is_global_block, pooling)
+        for name in ("h_atom", "z_atom", "h_block", "z_block"):
+            if name in names:
+                outputs[name] = (index.pad_atoms if name.endswith("atom") else index.pad_blocks)(vectors[name])
+        return {name: outputs[name] for name in names}
+
+
+class Encoding(NamedTuple):
+    """What the encoder found, flat: `(total_atoms, ...)`, `(total_blocks, ...)` and, for h_graph, `(batch, hidden_size)`."""
+
+    index: ComplexIndex
+    atom_edges: NodeEdges
+    atom_irreps: torch.Tensor
+    h_atom: torch.Tensor
+    block_irreps: torch.Tensor
+    h_block: torch.Tensor
+    h_graph: torch.Tensor
+
+    def hidden_states(self):
+        """The fields that every output has."""
+        index = self.index
+        return {
+            "last_hidden_state": index.pad_blocks(self.h_block),
+            "pooler_output": self.h_graph,
+            "atom_hidden_state": index.pad_atoms(self.h_atom),
+        }
+
 
 class AtomicaModel(AtomicaPreTrainedModel):
     """Encoder of molecules and complexes: atoms, blocks and whole complexes to vectors."""
 
-    _keys_to_ignore_on_load_unexpected = [r"^(atom_noise|rigid|torsion|mask)_head\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(atom_noise|rigid|torsion|mask)_head\.",
+        r"^(classifier|complex_atomica|side_projection|complex_projection)\.",
+    ]
 
     def __init__(self, config):
         super().__init__(config)
@@ -406,7 +711,10 @@ class AtomicaModel(AtomicaPreTrainedModel):
             self.modality_embeddings = nn.Embedding(config.num_modalities, config.hidden_size)
         self.atom_encoder = AtomicaEncoder(config, config.atom_hidden_size, config.atom_cutoff)
         self.atom_to_block_attention = AtomicaAtomToBlockAttention(config)
-        self.block_encoder = AtomicaEncoder(config, config.hidden_size, config.block_cutoff)
+        self.block_encoder = AtomicaEncoder(config, config.hidden_size, config.block_cutoff, config.block_long_range_cutoff)
+        if config.block_feature_sizes:
+            self.block_features_before = AtomicaBlockFeatures(config)
+            self.block_features_after = AtomicaBlockFeatures(config) if config.block_feature_after else None
         self.pooler = AtomicaPooler(config)
         self.post_init()
 
@@ -416,7 +724,9 @@ class AtomicaModel(AtomicaPreTrainedModel):
     def set_input_embeddings(self, value):
         self.block_embeddings = value
 
-    def check_inputs(self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids):
+    def check_inputs(
+        self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+    ):
         """Shapes and types only; values are checked where examples are made, because reading them would stall a device."""
         given = {"input_ids": input_ids, "atom_ids": atom_ids, "atom_to_block": atom_to_block, "positions": positions}
         missing = [name for name, value in given.items() if value is None]
@@ -438,7 +748,13 @@ class AtomicaModel(AtomicaPreTrainedModel):
             "atom_to_block": (atom_to_block, tuple(atom_ids.shape)),
             "positions": (positions, (*atom_ids.shape, 3)),
             "modality_ids": (modality_ids, (len(input_ids),)),
+            "block_features": (block_features, (*input_ids.shape, max(self.config.block_feature_sizes, default=0))),
         }
+        if block_features is None and self.config.block_feature_sizes:
+            shape = expected["block_features"][1]
+            raise ValueError(f"This model takes vectors of another model: `block_features` of shape {shape} are needed.")
+        if block_features is not None and not self.config.block_feature_sizes:
+            raise ValueError("`block_features` were given to a model without (`block_feature_size` is 0).")
         for name, (value, shape) in expected.items():
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected {shape}.")
@@ -449,9 +765,21 @@ class AtomicaModel(AtomicaPreTrainedModel):
         if modality_ids is not None and not self.config.num_modalities:
             raise ValueError("`modality_ids` were given to a model without modalities (`num_modalities` is 0).")
 
-    def encode(self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids):
-        """Inputs as in `forward` -> (`ComplexIndex`, flat atom edges, atom irreps, h_atom, block irreps, h_block, h_graph)."""
-        self.check_inputs(input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids)
+    def encode(
+        self,
+        input_ids=None,
+        atom_ids=None,
+        atom_to_block=None,
+        positions=None,
+        attention_mask=None,
+        token_type_ids=None,
+        modality_ids=None,
+        block_features=None,
+    ):
+        """Inputs as in `forward` -> `Encoding`."""
+        self.check_inputs(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+        )
         config = self.config
         if attention_mask is None:
             attention_mask = input_ids != config.pad_token_id
@@ -468,6 +796,9 @@ class AtomicaModel(AtomicaPreTrainedModel):
         atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
+        if config.block_feature_sizes:
+            block_features, segments = index.unpad_blocks(block_features).to(dtype), index.unpad_blocks(token_type_ids)
+            blocks = self.block_features_before(blocks, block_features, segments)
         if config.num_modalities:
             modality = self.modality_embeddings(modality_ids)[index.complex_of_block]
             blocks = blocks + index.is_global_block.unsqueeze(-1) * modality
@@ -479,9 +810,11 @@ class AtomicaModel(AtomicaPreTrainedModel):
             index.global_block_nodes, config.num_neighbors, config.global_message_passing, config.direction_softening, dtype,
         )  # fmt: skip
         block_irreps, h_block = self.block_encoder(blocks, block_edges)
+        if config.block_feature_sizes and self.block_features_after is not None:
+            h_block = self.block_features_after(h_block, block_features, segments)
         takes_part = torch.ones_like(index.is_global_block) if config.global_message_passing else ~index.is_global_block
         h_graph = self.pooler(h_block, takes_part, index.block_mask)
-        return index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph
+        return Encoding(index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph)
 
     def forward(
         self,
@@ -492,6 +825,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
         output_irreps: bool = False,
         return_dict: bool | None = None,
     ) -> AtomicaModelOutput:
@@ -506,19 +840,23 @@ class AtomicaModel(AtomicaPreTrainedModel):
             token_type_ids (`torch.LongTensor` of shape `(batch, num_blocks)`): segment of each block; by default counted
                 from the `<global>` blocks.
             modality_ids (`torch.LongTensor` of shape `(batch,)`): kind of each complex, for models with modalities.
+            block_features (`torch.FloatTensor` of shape `(batch, num_blocks, size)`): vectors of another model, for models with
+                `block_feature_size`; zero where there is none. With a width per segment, `size` is the largest, and a segment
+                reads the first of its own width.
             output_irreps (`bool`): also return the features before the read-outs.
 
         Raises:
             `ValueError`: if an input is missing or of another shape.
         """
-        index, _, atom_irreps, h_atom, block_irreps, h_block, h_graph = self.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids
+        found = self.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
         )
-        output = AtomicaModelOutput(index.pad_blocks(h_block), h_graph, index.pad_atoms(h_atom))
+        output = AtomicaModelOutput(**found.hidden_states())
         if output_irreps:
-            output["atom_irreps"] = index.pad_atoms(to_channel_major(atom_irreps, self.atom_encoder.irreps))
-            output["block_irreps"] = index.pad_blocks(to_channel_major(block_irreps, self.block_encoder.irreps))
-        return output if return_dict is None or return_dict else output.to_tuple()
+            index = found.index
+            output["atom_irreps"] = index.pad_atoms(to_channel_major(found.atom_irreps, self.atom_encoder.irreps))
+            output["block_irreps"] = index.pad_blocks(to_channel_major(found.block_irreps, self.block_encoder.irreps))
+        return finish(output, return_dict)
 
 
 class AtomicaAtomNoiseHead(nn.Module):
@@ -529,7 +867,7 @@ class AtomicaAtomNoiseHead(nn.Module):
         self.distance_embedding = AtomicaDistanceEmbedding(config, config.atom_cutoff)
         irreps_in = encoder_irreps(config.num_hidden_layers, config.atom_hidden_size)
         self.message = AtomicaConvolution(config, config.atom_hidden_size, irreps_in, (Irrep(1, 1, -1), Irrep(1, 1, 1)))
-        self.scale = AtomicaMLP(config, (config.hidden_size, config.hidden_size, 1), last_bias=False)
+        self.scale = AtomicaMLP((config.hidden_size, config.hidden_size, 1), config.hidden_dropout_prob, last_bias=False)
 
     def forward(self, atom_irreps, atom_edges, type_embeddings, h_block, block_of_atom):
         radials = [self.distance_embedding(distances) for _, _, distances in atom_edges.groups]
@@ -551,9 +889,9 @@ class AtomicaRigidHead(nn.Module):
             sender_size=config.atom_hidden_size, dropout=config.hidden_dropout_prob,
         )  # fmt: skip
         self.norm = EquivariantLayerNorm(irreps_out)
-        sizes = (config.hidden_size, config.hidden_size, 1)
-        self.translation_scale = AtomicaMLP(config, sizes, last_bias=False) if config.use_translation_noise else None
-        self.rotation_scale = AtomicaMLP(config, sizes, last_bias=False) if config.use_rotation_noise else None
+        scale = ((config.hidden_size, config.hidden_size, 1), config.hidden_dropout_prob, False)
+        self.translation_scale = AtomicaMLP(*scale) if config.use_translation_noise else None
+        self.rotation_scale = AtomicaMLP(*scale) if config.use_rotation_noise else None
 
     def forward(self, atom_irreps, h_graph, index, perturbed_segment):
         """-> translation and rotation, each `(batch, 3)`, or None for what the model does not predict."""
@@ -635,8 +973,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         if config.use_torsion_noise:
             self.torsion_head = AtomicaTorsionHead(config)
         if config.use_masking:
-            num_classes = config.vocab_size - NUM_SPECIAL_BLOCKS
-            self.mask_head = AtomicaMLP(config, (config.hidden_size, config.hidden_size, num_classes, num_classes))
+            self.mask_head = mask_head(config)
         self.post_init()
 
     def forward(
@@ -648,6 +985,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         perturbed_segment: torch.LongTensor | None = None,
         atom_noise_labels: torch.FloatTensor | None = None,
@@ -681,14 +1019,15 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         ):
             if sigma[0] is not None and sigma[1] is None:
                 raise ValueError(f"`{label}` need `{label.replace('labels', 'sigma')}` beside them.")
-        index, atom_edges, atom_irreps, h_atom, _, h_block, h_graph = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids
+        found = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
         )
+        index, atom_edges, atom_irreps, h_block, h_graph = (
+            found.index, found.atom_edges, found.atom_irreps, found.h_block, found.h_graph
+        )  # fmt: skip
         if perturbed_segment is None:
             perturbed_segment = input_ids.new_full((index.batch,), -1)
-        out = AtomicaForPreTrainingOutput(
-            last_hidden_state=index.pad_blocks(h_block), pooler_output=h_graph, atom_hidden_state=index.pad_atoms(h_atom)
-        )
+        out = AtomicaForPreTrainingOutput(**found.hidden_states())
 
         losses = []
 
@@ -738,21 +1077,253 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             out["prediction_logits"] = index.pad_blocks(self.mask_head(h_block))
             if labels is not None:
                 masked = labels >= 0
-                classes = torch.where(masked, labels - NUM_SPECIAL_BLOCKS, -100).flatten()
-
-                def mask_loss(logits):
-                    total = F.cross_entropy(
-                        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-                        classes, ignore_index=-100, reduction="sum",
-                    )  # fmt: skip
-                    return total / masked.sum().clamp_min(1)
-
-                add_loss("mask", out["prediction_logits"], mask_loss)
+                classes = torch.where(masked, labels - NUM_SPECIAL_BLOCKS, IGNORE_INDEX).flatten()
+                add_loss(
+                    "mask",
+                    out["prediction_logits"],
+                    lambda p: label_loss(p.flatten(0, 1), classes, "single_label_classification"),
+                )
         if losses:
             if not (config.use_translation_noise or config.use_rotation_noise):
                 losses.append(0.0 * h_graph.sum())  # distributed training wants every parameter in the graph
             out["loss"] = sum(losses)
-        return out if return_dict is None or return_dict else out.to_tuple()
+        return finish(out, return_dict)
 
 
-__all__ = ["AtomicaForPreTraining", "AtomicaModel", "AtomicaPreTrainedModel"]
+class AtomicaForMaskedLM(AtomicaPreTrainedModel):
+    """Atomica with the head that names hidden blocks."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.atomica = AtomicaModel(config)
+        self.mask_head = mask_head(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+    ) -> MaskedLMOutput:
+        """
+        The inputs of `AtomicaModel`, and what is hidden. A hidden block is one `<mask>` with one `<mask>` atom at its centre.
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, num_blocks)`): token of each masked block, -100 elsewhere.
+
+        Returns:
+            `MaskedLMOutput`: `logits` of shape `(batch, num_blocks, vocab_size)`, so that a class is a token id; those of the
+            four special tokens, which are never predicted, are the least number there is.
+        """
+        found = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+        )
+        scores = self.mask_head(found.h_block)
+        logits = F.pad(scores, (NUM_SPECIAL_BLOCKS, 0), value=torch.finfo(scores.dtype).min)
+        loss = None
+        if labels is not None:
+            flat = found.index.unpad_blocks(labels)
+            classes = torch.where(flat >= 0, flat - NUM_SPECIAL_BLOCKS, IGNORE_INDEX)
+            loss = label_loss(scores, classes, "single_label_classification") + 0.0 * found.h_graph.sum()
+        return finish(MaskedLMOutput(loss=loss, logits=found.index.pad_blocks(logits)), return_dict)
+
+
+class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
+    """Atomica with a head for one label or many of a whole complex: classification or regression."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.atomica = AtomicaModel(config)
+        self.classifier = classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> AtomicaSequenceClassifierOutput:
+        """
+        The inputs of `AtomicaModel`, and labels.
+
+        Args:
+            labels (`torch.Tensor` of shape `(batch,)` or `(batch, num_labels)`): classes (-100 is missing) for
+                `problem_type="single_label_classification"`, 0 and 1 (negative or NaN is missing) for
+                `"multi_label_classification"`, numbers (NaN is missing) for `"regression"`. Without a `problem_type` in the
+                config one label is a regression, several are classes if they are integers and else many labels.
+        """
+        config = self.config
+        found = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+        )
+        index, out = found.index, AtomicaSequenceClassifierOutput(**found.hidden_states())
+        if config.pooling == "block_sum":
+            per_block = self.classifier(found.h_block)
+            if not config.global_message_passing:
+                per_block = per_block * ~index.is_global_block.unsqueeze(-1)
+            out["block_logits"] = index.pad_blocks(per_block)
+            out["logits"] = segment_sum(per_block, index.complex_of_block, index.batch)
+        else:
+            out["logits"] = self.classifier(found.h_graph)
+        if labels is not None:
+            problem = config.problem_type
+            if problem is None and self.num_labels == 1:
+                problem = "regression"
+            elif problem is None:
+                problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            out["loss"] = label_loss(out["logits"], labels, problem) + 0.0 * found.h_graph.sum()
+        return finish(out, return_dict)
+
+
+class AtomicaForTokenClassification(AtomicaPreTrainedModel):
+    """Atomica with a head for a label of every block: a residue, a nucleotide, a fragment."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.atomica = AtomicaModel(config)
+        self.classifier = classifier(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """
+        The inputs of `AtomicaModel`, and labels.
+
+        Args:
+            labels (`torch.Tensor` of shape `(batch, num_blocks)` or `(batch, num_blocks, num_labels)`): as for
+                `AtomicaForSequenceClassification`, one (or one row) per block; without a `problem_type` in the config integers
+                are classes, numbers with a point one regression or many labels.
+        """
+        found = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+        )
+        logits, loss = self.classifier(found.h_block), None
+        if labels is not None:
+            problem = self.config.problem_type
+            if problem is None and not labels.is_floating_point():
+                problem = "single_label_classification"
+            elif problem is None:
+                problem = "regression" if self.num_labels == 1 else "multi_label_classification"
+            if labels.shape[:2] != input_ids.shape:
+                raise ValueError(
+                    f"`labels` have shape {tuple(labels.shape)}, expected one per block: {tuple(input_ids.shape)}."
+                )
+            loss = label_loss(logits, found.index.unpad_blocks(labels), problem) + 0.0 * found.h_graph.sum()
+        return finish(TokenClassifierOutput(loss=loss, logits=found.index.pad_blocks(logits)), return_dict)
+
+
+class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
+    """Two encoders, of one side alone and of the whole complex, that learn to give matching vectors (as ATOMICA-Interface).
+
+    The encoder of the side is `atomica`; `AutoModel` finds it in a saved folder.
+    """
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.atomica = AtomicaModel(config)
+        self.complex_atomica = AtomicaModel(config)
+        sizes = (config.hidden_size,) * 4
+        self.side_projection = AtomicaMLP(sizes, dropout=0.0)
+        self.complex_projection = AtomicaMLP(sizes, dropout=0.0)
+        self.post_init()
+        if config.freeze_complex_encoder:
+            self.complex_atomica.requires_grad_(False)
+
+    @classmethod
+    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
+        """Both encoders from one pretrained checkpoint, new projections; arguments as of `from_pretrained`."""
+        model = cls.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model.complex_atomica.load_state_dict(model.atomica.state_dict())
+        return model
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        atom_ids: torch.LongTensor,
+        atom_to_block: torch.LongTensor,
+        positions: torch.FloatTensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        modality_ids: torch.LongTensor | None = None,
+        block_features: torch.FloatTensor | None = None,
+        complex_input_ids: torch.LongTensor | None = None,
+        complex_atom_ids: torch.LongTensor | None = None,
+        complex_atom_to_block: torch.LongTensor | None = None,
+        complex_positions: torch.FloatTensor | None = None,
+        complex_attention_mask: torch.Tensor | None = None,
+        complex_token_type_ids: torch.LongTensor | None = None,
+        complex_block_features: torch.FloatTensor | None = None,
+        return_dict: bool | None = None,
+    ) -> AtomicaInterfaceContrastOutput:
+        """
+        The inputs of `AtomicaModel` for one side alone, and under names with `complex_` those of the complexes it belongs to,
+        row by row. Without the latter only the side is embedded, and there is no loss.
+
+        The loss is the mean over both directions of -log(exp(ab_ii) / (sum over j of exp(ab_ij) + sum over j != i of
+        exp(aa_ij))), where ab and aa are cosines over `contrast_temperature`.
+        """
+        found = self.atomica.encode(
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+        )
+        side = F.normalize(self.side_projection(found.h_graph), dim=-1)
+        out = AtomicaInterfaceContrastOutput(side_embeds=side, **found.hidden_states())
+        if complex_input_ids is not None:
+            if len(complex_input_ids) != len(input_ids):
+                raise ValueError(f"{len(complex_input_ids)} complexes were given for {len(input_ids)} sides, expected as many.")
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_complex_encoder):
+                whole = self.complex_atomica.encode(
+                    complex_input_ids, complex_atom_ids, complex_atom_to_block, complex_positions, complex_attention_mask,
+                    complex_token_type_ids, modality_ids, complex_block_features,
+                )  # fmt: skip
+            partner = F.normalize(self.complex_projection(whole.h_graph), dim=-1)
+            temperature = self.config.contrast_temperature
+            across = side @ partner.T / temperature
+            itself = torch.eye(len(side), dtype=torch.bool, device=side.device)
+
+            def direction(across, own):
+                own = (own @ own.T / temperature).masked_fill(itself, -torch.inf)
+                return torch.cat([across, own], dim=1).logsumexp(1) - across.diagonal()
+
+            out["complex_embeds"], out["logits_per_side"] = partner, across
+            out["loss"] = torch.cat([direction(across, side), direction(across.T, partner)]).mean()
+        return finish(out, return_dict)
+
+
+__all__ = [
+    "REPRESENTATIONS",
+    "REPRESENTATION_POOLINGS",
+    "AtomicaForInterfaceContrast",
+    "AtomicaForMaskedLM",
+    "AtomicaForPreTraining",
+    "AtomicaForSequenceClassification",
+    "AtomicaForTokenClassification",
+    "AtomicaModel",
+    "AtomicaPreTrainedModel",
+]

@@ -37,6 +37,7 @@ _PADDED = {
     "atom_ids": (ATOM_PAD, torch.long),
     "atom_to_block": (-1, torch.long),
     "positions": (0.0, torch.float32),
+    "block_features": (0.0, torch.float32),
     "labels": (-100, torch.long),
     "atom_noise_labels": (0.0, torch.float32),
     "torsion_index": (-1, torch.long),
@@ -65,6 +66,8 @@ def pad_examples(examples, names=None, return_tensors="pt"):
             continue
         fill, dtype = _PADDED[name]
         tail = {"positions": (3,), "atom_noise_labels": (3,), "torsion_index": (2,)}.get(name, ())
+        if name == "block_features":
+            tail = (values[0].shape[-1],)
         width = max(len(value) for value in values)
         padded = np.full((len(values), width, *tail), fill, dtype=np.float32 if dtype.is_floating_point else np.int64)
         for row, value in zip(padded, values):

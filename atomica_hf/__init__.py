@@ -6,7 +6,16 @@ registers it with the Auto classes.
 
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,7 +23,14 @@ __path__.append(str(ROOT))
 
 from .configuration_atomica import AtomicaConfig  # noqa: E402
 from .data_collator_atomica import AtomicaCollator, AtomicaPreTrainingCollator  # noqa: E402
-from .modeling_atomica import AtomicaForPreTraining, AtomicaModel  # noqa: E402
+from .modeling_atomica import (  # noqa: E402
+    AtomicaForInterfaceContrast,
+    AtomicaForMaskedLM,
+    AtomicaForPreTraining,
+    AtomicaForSequenceClassification,
+    AtomicaForTokenClassification,
+    AtomicaModel,
+)
 from .processing_atomica import AtomicaProcessor  # noqa: E402
 from .structure_atomica import ReadReport, Structure, StructureError, read_structures  # noqa: E402
 from .tokenization_atomica import AtomicaTokenizer  # noqa: E402
@@ -23,16 +39,23 @@ from .tokenization_atomica import AtomicaTokenizer  # noqa: E402
 AtomicaConfig.register_for_auto_class()
 AtomicaTokenizer.register_for_auto_class()
 AtomicaProcessor.register_for_auto_class()
-AtomicaModel.register_for_auto_class("AutoModel")
-AtomicaForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 
 AutoConfig.register("atomica", AtomicaConfig, exist_ok=True)
 AutoTokenizer.register(AtomicaConfig, slow_tokenizer_class=AtomicaTokenizer, exist_ok=True)
 AutoProcessor.register(AtomicaConfig, AtomicaProcessor, exist_ok=True)
-AutoModel.register(AtomicaConfig, AtomicaModel, exist_ok=True)
-AutoModelForPreTraining.register(AtomicaConfig, AtomicaForPreTraining, exist_ok=True)
+for auto, model in (
+    (AutoModel, AtomicaModel),
+    (AutoModelForPreTraining, AtomicaForPreTraining),
+    (AutoModelForMaskedLM, AtomicaForMaskedLM),
+    (AutoModelForSequenceClassification, AtomicaForSequenceClassification),
+    (AutoModelForTokenClassification, AtomicaForTokenClassification),
+):
+    model.register_for_auto_class(auto.__name__)
+    auto.register(AtomicaConfig, model, exist_ok=True)
+AtomicaForInterfaceContrast._auto_class = None
 
 __all__ = [
-    "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaForPreTraining", "AtomicaModel", "AtomicaPreTrainingCollator",
+    "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaForInterfaceContrast", "AtomicaForMaskedLM", "AtomicaForPreTraining",
+    "AtomicaForSequenceClassification", "AtomicaForTokenClassification", "AtomicaModel", "AtomicaPreTrainingCollator",
     "AtomicaProcessor", "AtomicaTokenizer", "ReadReport", "Structure", "StructureError", "read_structures",
 ]  # fmt: skip
