@@ -647,8 +647,10 @@ class AtomicaPreTrainedModel(PreTrainedModel):
         index = found.index
         vectors = {"h_atom": found.h_atom, "h_block": found.h_block}
         outputs = {"h_graph": found.h_graph}
-        in_segment = index.unpad_blocks(index.segments) == segment
-        if segment is not None:
+        if segment is None:
+            in_segment = torch.zeros_like(index.is_global_block)
+        else:
+            in_segment = index.unpad_blocks(index.segments) == segment
             present = index.pad_blocks(in_segment.long()).sum(1) > 0
             if not present.all():
                 which = (~present).nonzero().squeeze(1).tolist()
