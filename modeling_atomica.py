@@ -1255,8 +1255,14 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
         self.side_projection = AtomicaMLP(sizes, dropout=0.0)
         self.complex_projection = AtomicaMLP(sizes, dropout=0.0)
         self.post_init()
-        if config.freeze_complex_encoder:
-            self.complex_atomica.requires_grad_(False)
+        self.complex_atomica.requires_grad_(not config.freeze_complex_encoder)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.complex_atomica.requires_grad_(not model.config.freeze_complex_encoder)  # loading makes new parameters
+        return loaded
 
     @classmethod
     def from_encoder(cls, pretrained_model_name_or_path, **kwargs):

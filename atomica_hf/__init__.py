@@ -52,7 +52,7 @@ for auto, model in (
 ):
     model.register_for_auto_class(auto.__name__)
     auto.register(AtomicaConfig, model, exist_ok=True)
-AtomicaForInterfaceContrast._auto_class = None
+AtomicaForInterfaceContrast._auto_class = "AutoModelForInterfaceContrast"  # there is none; so that its code is saved with it
 
 __all__ = [
     "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaForInterfaceContrast", "AtomicaForMaskedLM", "AtomicaForPreTraining",
