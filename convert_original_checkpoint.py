@@ -814,7 +814,8 @@ def read_reference(path):
 
 
 def compare(model, reference):
-    """Largest differences from the reference values of a file, in float64: rows (name, difference, relative to the largest)."""
+    """Largest differences from the reference values of a file, in float64 -> rows (name, difference, relative to the largest
+    value), and the names of outputs that have no counterpart."""
     inputs, expected = read_reference(reference)
     found = original_outputs(model.double(), inputs)
     rows = []
@@ -829,7 +830,7 @@ def compare(model, reference):
         rows.append((name, difference, difference / max(float(wanted.abs().max()), 1e-30)))
     if not rows:
         raise ConversionError(f"{reference}: none of its outputs can be compared: {', '.join(expected)}.")
-    return rows
+    return rows, sorted(set(expected) - {name for name, _, _ in rows})
 
 
 CARD = """---
@@ -845,7 +846,8 @@ license_link: {source}
 
 # {name}
 
-Weights of ATOMICA ({model_type}), converted to the format of Atomica; nothing was trained. The class is `{architecture}`.
+A checkpoint of ATOMICA ({model_type}), converted to the format of Atomica; nothing was trained. The class is
+`{architecture}`.
 
 - Source of method and code: {source} (MIT licence); the published weights are on the Hub as `ada-f/ATOMICA`. The licence of
   the weights is that of their source.
@@ -873,8 +875,8 @@ Fang et al., Learning Universal Representations of Intermolecular Interactions w
 @dataclass
 class ConversionArguments:
     output_dir: str = HfArg(help="Folder to write; must not exist.")
-    config: str | None = HfArg(default=None, help="ATOMICA's *_config.json.")
-    weights: str | None = HfArg(default=None, help="ATOMICA's *_weights.pt: a state dict.")
+    config: str | None = HfArg(default=None, help="ATOMICA's configuration, a file named *_config.json.")
+    weights: str | None = HfArg(default=None, help="ATOMICA's state dict, a file named *_weights.pt.")
     fragment_vocabulary: str | None = HfArg(
         default=None, help="ATOMICA's vocabulary file, for example ps_vocab_300.txt; none if it was trained without fragments."
     )
@@ -928,10 +930,12 @@ def convert(arguments):
     model.to(next(iter(state_dict.values())).dtype).load_state_dict(state_dict)
     check, worst = "", 0.0
     if arguments.check:
-        dtype, rows = model.dtype, compare(model, arguments.check)
+        dtype, (rows, left_out) = model.dtype, compare(model, arguments.check)
         model.to(dtype)
         worst = max(relative for _, _, relative in rows)
         print("\n".join(f"{name:42s} {difference:.2e}  relative {relative:.2e}" for name, difference, relative in rows))
+        if left_out:
+            print(f"Not compared: {', '.join(left_out)}.")
         print(f"Largest relative difference from {arguments.check}: {worst:.2e}, in float64.")
         check = f"\nChecked against `{Path(arguments.check).name}` in float64: largest relative difference {worst:.1e}.\n"
         if not worst <= arguments.tolerance:

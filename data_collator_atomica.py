@@ -385,7 +385,7 @@ class AtomicaPreTrainingCollator:
                 )
             draw = (self.seed, int(example["epoch"]), int(example["example_index"]))
             puzzles.append(self.puzzle(example, np.random.default_rng(draw)))
-            if "modality_ids" in example:
+            if example.get("modality_ids") is not None:
                 puzzles[-1]["modality_ids"] = example["modality_ids"]
         return pad_examples(puzzles)
 

@@ -2,6 +2,8 @@
 """Files of molecules and complexes -> a dataset of examples, which `run_pretraining.py` and the rest read without delay.
 
 python prepare_dataset.py molecules.csv dimers.sdf.gz --output_dir prepared
+
+Files of ATOMICA's processed data (`.pkl`, `.jsonl`, `.json`, `.parquet`; see `convert_original_data.py`) are read too.
 """
 
 import hashlib
@@ -38,6 +40,7 @@ from atomica_hf.structure_atomica import (
     read_table,
     suffix_of,
 )
+from original_data import is_original, read_original_examples
 
 
 _INTEGERS, _TEXTS = List(Value("int64")), List(Value("string"))
@@ -57,7 +60,11 @@ FEATURES = Features(
         "segment_is_polymer": _INTEGERS,
     }
 )
+OPTIONAL_FEATURES = Features(  # columns that a dataset has if any of its examples has a value
+    {"label": Value("float64"), "modality_ids": Value("int64"), "block_features": List(List(Value("float32")))}
+)
 REPORT_FILE = "read_report.json"
+WRITTEN_AT_ONCE = 200  # examples
 
 
 def _encode(processor, work):
@@ -98,12 +105,15 @@ def read_examples(path, processor, report, num_proc=1, max_samples=None, progres
     """Yields the examples of a file or folder; what cannot be read goes into `report`.
 
     Args:
-        path (`str` or `Path`): anything `list_inputs` knows.
+        path (`str` or `Path`): anything `list_inputs` knows, or a file of ATOMICA's records.
         processor (`AtomicaProcessor`): encodes each structure.
         report (`ReadReport`): counts.
-        num_proc (`int`): processes; the order of examples does not depend on it.
+        num_proc (`int`): processes that read structures; the order of examples does not depend on it.
         max_samples (`int`): read only this many inputs.
     """
+    if is_original(path):
+        yield from read_original_examples(path, len(processor.tokenizer), report, max_samples, progress)
+        return
     work = list_inputs(path, processor.interface_distance, processor.as_published, processor.seed)[:max_samples]
     pool = None
     if num_proc > 1:
@@ -174,6 +184,65 @@ def _write_report(folder, report, processor):
     (Path(folder) / REPORT_FILE).write_text(json.dumps(data, indent=1), encoding="utf-8")
 
 
+def write_dataset(examples, folder):
+    """Examples -> a dataset in `folder`, a few of them in memory at a time.
+
+    Returns:
+        Number of examples; nothing is written if there are none.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrow = folder.with_name(f"{folder.name}.arrow")
+    count, found = 0, set()
+    try:
+        with ArrowWriter(
+            features=Features({**FEATURES, **OPTIONAL_FEATURES}), path=str(arrow), writer_batch_size=WRITTEN_AT_ONCE
+        ) as writer:
+            for example in examples:
+                count += 1
+                found.update(name for name in OPTIONAL_FEATURES if example.get(name) is not None)
+                writer.write({**dict.fromkeys(OPTIONAL_FEATURES), **example})
+            writer.finalize()
+        if count:
+            _save(
+                Dataset.from_file(str(arrow)).select_columns([*FEATURES, *(n for n in OPTIONAL_FEATURES if n in found)]), folder
+            )
+    finally:
+        arrow.unlink(missing_ok=True)
+    return count
+
+
+def join_datasets(datasets) -> Dataset:
+    """Datasets one after another; a label or modality that only some have is None in the others.
+
+    Raises:
+        `StructureError`: if only some have block features, or they are of different widths.
+    """
+    widths = []
+    for dataset in datasets:
+        features = dataset[0].get("block_features") if "block_features" in dataset.column_names else None
+        widths.append(len(features[0]) if features else 0)
+    if len(set(widths)) > 1:
+        raise StructureError(
+            "other_block_features",
+            f"The inputs have block features of the widths {', '.join(map(str, widths))} (0 is none), expected one for all.",
+        )
+    return concatenate_datasets(list(datasets))
+
+
+def for_model(dataset, config, name="the input") -> Dataset:
+    """The dataset without the optional columns that a model of this configuration does not read.
+
+    Raises:
+        `StructureError`: if the model needs a column that is missing, or has gaps.
+    """
+    needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
+    for column, wanted in needed.items():
+        if wanted and (column not in dataset.column_names or None in dataset[column]):
+            raise StructureError("other_model", f"The model needs {column}, which {name} does not have for every example.")
+    return dataset.remove_columns([c for c, wanted in needed.items() if not wanted and c in dataset.column_names])
+
+
 def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True):
     """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
 
@@ -189,29 +258,25 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
         return dataset, ReadReport(kept=len(dataset))
     path = Path(path)
-    list_inputs(path)  # a missing or unknown input is an error before anything is written
+    if not path.exists() or not is_original(path):
+        list_inputs(path)  # a missing or unknown input is an error before anything is written
     key = hashlib.sha256(json.dumps(_description(path, processor, max_samples), sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{key}"
     if not is_prepared(folder):
         report = ReadReport()
         temporary = Path(f"{folder}.{os.getpid()}.tmp")
-        temporary.mkdir(parents=True, exist_ok=True)
-        arrow = temporary / "examples.arrow"
-        with ArrowWriter(features=FEATURES, path=str(arrow)) as writer:
-            for example in read_examples(path, processor, report, num_proc, max_samples, progress):
-                writer.write(example)
-            writer.finalize()
-        if not report.kept:
-            shutil.rmtree(temporary)
-            raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
-        _save(Dataset.from_file(str(arrow)), temporary / "dataset")
-        _write_report(temporary / "dataset", report, processor)
         try:
-            os.replace(temporary / "dataset", folder)
-        except OSError:
-            if not is_prepared(folder):  # another process has written the same in the meantime
-                raise
-        shutil.rmtree(temporary)
+            write_dataset(read_examples(path, processor, report, num_proc, max_samples, progress), temporary / "dataset")
+            if not report.kept:
+                raise StructureError("nothing_usable", f"{path}: no usable example.\n{report.summary()}")
+            _write_report(temporary / "dataset", report, processor)
+            try:
+                os.replace(temporary / "dataset", folder)
+            except OSError:
+                if not is_prepared(folder):  # another process has written the same in the meantime
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     saved = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     rejected = [(row["name"], row["reason"], row["message"]) for row in saved["rejected"]]
     return load_from_disk(str(folder)), ReadReport(saved["kept"], rejected, Counter(saved["notes"]))
@@ -225,6 +290,9 @@ def _description(path, processor, max_samples):
         if all(column in rows[0] for column in INDEX_COLUMNS):
             named = {index_file(path, row) for row in rows}
             files += sorted(file for file in named if file.is_file())
+    code = ["tokenization_atomica.py", "structure_atomica.py", "processing_atomica.py"]
+    if is_original(path):
+        code += ["original_data.py", "plain_pickle.py"]
     return {
         "files": [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         "fragments": processor.tokenizer.fragments,
@@ -232,10 +300,7 @@ def _description(path, processor, max_samples):
         "interface": [processor.interface_distance, processor.as_published],
         "seed": processor.seed,
         "max_samples": max_samples,
-        "code": [
-            hashlib.sha256((ROOT / f"{name}_atomica.py").read_bytes()).hexdigest()
-            for name in ("tokenization", "structure", "processing")
-        ],
+        "code": [hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in code],
     }
 
 
@@ -248,36 +313,59 @@ class PrepareArguments:
     seed: int = field(default=0, metadata={"help": "Seed of the conformers built from SMILES."})
 
 
-def main(argv=None):
-    parser = HfArgumentParser(PrepareArguments, description=__doc__)
-    parser.add_argument("inputs", nargs="+", help=".smi .csv .tsv .sdf .pdb .cif (also .gz), an index CSV, or folders of these")
-    arguments, rest = parser.parse_args_into_dataclasses(argv)
-    output = Path(arguments.output_dir)
+def load_processor(name, seed=0) -> AtomicaProcessor:
+    """The processor of a folder or hub id.
+
+    Raises:
+        `StructureError`: if there is none.
+    """
+    try:
+        processor = AtomicaProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise StructureError("no_processor", f"{name}: no Atomica processor there ({error}).") from error
+    processor.seed = seed
+    return processor
+
+
+def prepare(inputs, output, processor, num_proc=1, max_samples=None) -> ReadReport:
+    """Reads all inputs into one dataset, a folder that did not exist before and is there only when complete.
+
+    Raises:
+        `StructureError`: if the folder exists, an input cannot be read, or nothing in it.
+    """
+    output = Path(output)
     if output.exists():
         raise StructureError("output_exists", f"{output} exists already; name a new folder.")
-    if arguments.seed < 0 or arguments.num_proc < 1:
-        raise StructureError("usage", f"--seed {arguments.seed} --num_proc {arguments.num_proc}: expected at least 0 and 1.")
-    try:
-        processor = AtomicaProcessor.from_pretrained(arguments.processor)
-    except (OSError, ValueError) as error:
-        raise StructureError("no_processor", f"{arguments.processor}: no Atomica processor there ({error}).") from error
-    processor.seed = arguments.seed
     parts, total = [], ReadReport()
-    cache = Path(f"{output}.parts")
+    cache, temporary = Path(f"{output}.parts"), Path(f"{output}.tmp")
     try:
-        for path in rest.inputs:
-            dataset, report = load_examples(path, processor, cache, arguments.num_proc, arguments.max_samples)
+        for path in inputs:
+            dataset, report = load_examples(path, processor, cache, num_proc, max_samples)
             print(f"{path}: {report.summary()}", file=sys.stderr)
             parts.append(dataset)
             total.kept += report.kept
             total.rejected += report.rejected
             total.notes.update(report.notes)
-        temporary = Path(f"{output}.tmp")
-        _save(concatenate_datasets(parts), temporary)
+        _save(join_datasets(parts), temporary)
         _write_report(temporary, total, processor)
         os.replace(temporary, output)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return total
+
+
+def main(argv=None):
+    parser = HfArgumentParser(PrepareArguments, description=__doc__)
+    parser.add_argument(
+        "inputs", nargs="+", help=".smi .csv .tsv .sdf .pdb .cif (also .gz), an index CSV, folders of these, or ATOMICA's data"
+    )
+    arguments, rest = parser.parse_args_into_dataclasses(argv)
+    output = Path(arguments.output_dir)
+    if arguments.seed < 0 or arguments.num_proc < 1:
+        raise StructureError("usage", f"--seed {arguments.seed} --num_proc {arguments.num_proc}: expected at least 0 and 1.")
+    processor = load_processor(arguments.processor, arguments.seed)
+    prepare(rest.inputs, output, processor, arguments.num_proc, arguments.max_samples)
     sizes = np.array([len(ids) for ids in load_from_disk(str(output)).select_columns("input_ids")["input_ids"]])
     print(f"{output}: {len(sizes)} examples, {sizes.sum()} blocks (median {np.median(sizes):.0f}, largest {sizes.max()}).")
 

@@ -25,7 +25,7 @@ from transformers.hf_argparser import HfArg
 from atomica_hf import AtomicaModel, AtomicaProcessor, StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, REPRESENTATIONS, check_representations
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
-from prepare_dataset import load_examples
+from prepare_dataset import for_model, load_examples
 
 
 LEVELS = {"complex": "h_graph", "block": "h_block", "atom": "h_atom"}  # with what is written for it by default
@@ -160,11 +160,7 @@ def schema(level, columns, dtype):
 def read_input(arguments, model, processor, cache):
     """Dataset of what is to be embedded, indices of those that can be, and the report."""
     dataset, report = load_examples(arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples)
-    missing = [name for name in model_inputs(model.config) if name not in dataset.column_names]
-    if missing:
-        raise StructureError(
-            "other_model", f"{arguments.model_name_or_path} needs {', '.join(missing)}, which {arguments.input_file} has not."
-        )
+    dataset = for_model(dataset, model.config, arguments.input_file)
     usable = list(range(len(dataset)))
     if arguments.segment is not None:
         segments = [max(ids) for ids in dataset.select_columns("token_type_ids")["token_type_ids"]]

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, set_seed
-from datasets import concatenate_datasets
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 from transformers import AutoConfig, HfArgumentParser, get_scheduler
@@ -43,7 +42,7 @@ from atomica_hf import (
 )  # fmt: skip
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.data_collator_atomica import TASKS, task_flags
-from prepare_dataset import load_examples
+from prepare_dataset import for_model, join_datasets, load_examples
 
 
 LOSSES = ("atom", "torsion", "translation", "rotation", "mask")
@@ -618,9 +617,9 @@ def main(argv=None):
                 path, processor, output_dir / "data", data.preprocessing_num_workers, most, progress=is_main
             )
         accelerator.print(f"{path}: {report.summary()}")
-        return dataset
+        return for_model(dataset, model.config, path)
 
-    train = concatenate_datasets([load(path, data.max_train_samples) for path in data.train_file])
+    train = join_datasets([load(path, data.max_train_samples) for path in data.train_file])
     validation = None
     if data.validation_file is not None:
         validation = load(data.validation_file, data.max_eval_samples)

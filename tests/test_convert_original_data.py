@@ -518,7 +518,7 @@ def test_files_that_end_too_early_or_are_something_else_are_named(name, kind, tm
     whole = path.read_bytes()
     for cut in (1, 10, len(whole) // 2, len(whole) - 5):
         path.write_bytes(whole[:cut])
-        if name == "x.jsonl":
+        if name == "x.jsonl" or (name == "x.jsonl.gz" and cut == 1):
             assert isinstance(list(read_original_records(path))[-1][1], StructureError)
             continue
         with pytest.raises(StructureError, match=f"{name}: ") as error:

@@ -42,7 +42,13 @@ def test_the_flat_files_import_only_what_stands_above_them():
 
 
 def test_help_lists_every_option():
-    for script in ("run_pretraining.py", "run_embedding.py", "prepare_dataset.py"):
+    for script in (
+        "run_pretraining.py",
+        "run_embedding.py",
+        "prepare_dataset.py",
+        "convert_original_checkpoint.py",
+        "convert_original_data.py",
+    ):
         done = run(script, "--help")
         assert done.returncode == 0 and "--output" in done.stdout
         for option in re.findall(r"\n  (--\w+)[^\n]*", done.stdout):
