@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from atomica_hf import StructureError
 from atomica_hf.processing_atomica import ATOM_GLOBAL, ATOM_PAD, ATOM_TOKENS
-from atomica_hf.structure_atomica import Origin, suffix_of
+from atomica_hf.structure_atomica import INDEX_COLUMNS, Origin, smiles_column, suffix_of
 from atomica_hf.tokenization_atomica import AMINO_ACIDS, BASE_TOKENS, ELEMENTS, NUCLEOTIDES, SPECIAL_TOKENS
 from plain_pickle import PlainUnpickler, SharedObject, UnsafePickle
 
@@ -45,8 +45,14 @@ _ROWS = 64  # Parquet rows read at once
 
 
 def is_original(path) -> bool:
-    """Whether this is a file of ATOMICA's records, by its ending."""
+    """Whether this is a file of ATOMICA's records, by its ending; a Parquet file may also be a table of SMILES."""
     path = Path(path)
+    if suffix_of(path) == ".parquet" and path.is_file():
+        try:
+            columns = pq.read_schema(path).names
+        except (ValueError, OSError):
+            return True
+        return smiles_column(columns) is None and not all(column in columns for column in INDEX_COLUMNS)
     return suffix_of(path) in ORIGINAL_SUFFIXES and not path.is_dir()
 
 

@@ -114,7 +114,7 @@ def read_examples(path, processor, report, num_proc=1, max_samples=None, progres
     if is_original(path):
         yield from read_original_examples(path, len(processor.tokenizer), report, max_samples, progress)
         return
-    work = list_inputs(path, processor.interface_distance, processor.as_published, processor.seed)[:max_samples]
+    work = list_inputs(path, processor.read_options)[:max_samples]
     pool = None
     if num_proc > 1:
         context = multiprocessing.get_context("spawn")  # forking a process that has run torch threads can hang
@@ -290,15 +290,16 @@ def _description(path, processor, max_samples):
         if all(column in rows[0] for column in INDEX_COLUMNS):
             named = {index_file(path, row) for row in rows}
             files += sorted(file for file in named if file.is_file())
-    code = ["tokenization_atomica.py", "structure_atomica.py", "processing_atomica.py"]
+    code = [
+        f"{name}_atomica.py" for name in ("tokenization", "component", "molecule", "macromolecule", "structure", "processing")
+    ]
     if is_original(path):
         code += ["original_data.py", "plain_pickle.py"]
     return {
         "files": [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files],
         "fragments": processor.tokenizer.fragments,
         "atom_order": processor.tokenizer.atom_order,
-        "interface": [processor.interface_distance, processor.as_published],
-        "seed": processor.seed,
+        "reading": repr(processor.read_options),
         "max_samples": max_samples,
         "code": [hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in code],
     }

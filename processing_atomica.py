@@ -1,6 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """`Structure` -> the tensors of the model: blocks, atoms, and which bonds of it can turn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from .structure_atomica import (
     MACROMOLECULE_SUFFIXES,
     MOLECULE_SUFFIXES,
     NUCLEOTIDE_NAMES,
+    ReadOptions,
     Structure,
     StructureError,
     bonds_by_distance,
@@ -154,9 +156,14 @@ class AtomicaProcessor(ProcessorMixin):
         interface_distance (`float`): residues with an atom closer than this to the other side are kept, in angstrom.
         as_published (`bool`): read complexes as ATOMICA does, for its weights; see `read_interface`.
         seed (`int`): of the conformers built from SMILES.
+        keep_waters, keep_buffers (`bool`): keep waters, and buffer components, where they are near.
+        ccd (`str`): file of chemical components in mmCIF, for bonds of ligands and parents of residues.
     """
 
-    def __init__(self, tokenizer, interface_distance=INTERFACE_DISTANCE, as_published=False, seed=0, **kwargs):
+    def __init__(
+        self, tokenizer, interface_distance=INTERFACE_DISTANCE, as_published=False, seed=0, keep_waters=False,
+        keep_buffers=False, ccd=None, **kwargs,
+    ):  # fmt: skip
         if not interface_distance > 0:
             raise ValueError(f"`interface_distance` is {interface_distance}, expected a positive length in angstrom.")
         if seed < 0:
@@ -164,14 +171,24 @@ class AtomicaProcessor(ProcessorMixin):
         self.interface_distance = interface_distance
         self.as_published = as_published
         self.seed = seed
+        self.keep_waters, self.keep_buffers, self.ccd = keep_waters, keep_buffers, ccd
         super().__init__(tokenizer, **kwargs)
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """How this processor reads structures; what belongs to one reading (`model`, `interfaces`, ...) is at its default."""
+        return ReadOptions(
+            distance=self.interface_distance, as_published=self.as_published, seed=self.seed, keep_waters=self.keep_waters,
+            keep_buffers=self.keep_buffers, ccd=self.ccd,
+        )  # fmt: skip
 
     @property
     def model_input_names(self):
         return list(MODEL_INPUTS)
 
-    def read(self, item, side_a=None, side_b=None, ligand_smiles=None):
-        """One input -> list of `Structure` (a file may hold several).
+    def read(self, item, side_a=None, side_b=None, ligand_smiles=None, **options):
+        """One input -> list of `Structure` (a file may hold several). `options` are those of `ReadOptions` that belong to one
+        reading: `interfaces="all"`, `model`, `assembly`.
 
         Raises:
             `StructureError`: naming what is wrong with it.
@@ -195,10 +212,9 @@ class AtomicaProcessor(ProcessorMixin):
             if all(isinstance(part, Chem.Mol) for part in item):
                 return [structure_from_mols(item)]
         if is_file and side_a is None:
-            options = {"distance": self.interface_distance, "as_published": self.as_published, "seed": self.seed}
-            return list(read_structures(item, **options))
+            return list(read_structures(item, options=replace(self.read_options, **options)))
         if is_file:
-            return read_interface(item, side_a, side_b, ligand_smiles, self.interface_distance, as_published=self.as_published)
+            return read_interface(item, side_a, side_b, ligand_smiles, options=replace(self.read_options, **options))
         if isinstance(item, str):
             return [structure_from_smiles(item, seed=self.seed)]
         raise StructureError(
@@ -274,10 +290,13 @@ class AtomicaProcessor(ProcessorMixin):
         example["attention_mask"] = [1] * len(example["input_ids"])
         for name in MODEL_INPUTS:
             example[name] = np.array(example[name], dtype=np.float32 if name == "positions" else np.int64)
+        if structure.properties.get("modality") is not None:
+            example["modality_ids"] = structure.properties["modality"]
         return {"name": structure.name, **example}
 
     def __call__(
-        self, inputs, side_a=None, side_b=None, ligand_smiles=None, return_tensors=None, padding=True, return_origins=False
+        self, inputs, side_a=None, side_b=None, ligand_smiles=None, return_tensors=None, padding=True, return_origins=False,
+        **options,
     ):  # fmt: skip
         """Inputs of the model for one input, or for a list of them.
 
@@ -290,6 +309,7 @@ class AtomicaProcessor(ProcessorMixin):
             return_tensors (`str`): `"pt"` or `"np"`; None for lists.
             padding (`bool`): pad to the longest; without it, several examples come as lists of arrays.
             return_origins (`bool`): also return names, block_origins and atom_origins.
+            options: `interfaces="all"` for every interface of a PDB or mmCIF file, `model` (number), `assembly` (name).
 
         Raises:
             `StructureError`: for the first input that cannot be read.
@@ -299,7 +319,7 @@ class AtomicaProcessor(ProcessorMixin):
         if isinstance(inputs, list) and not inputs:
             raise ValueError("No inputs were given.")
         items = inputs if isinstance(inputs, list) else [inputs]
-        structures = [s for item in items for s in self.read(item, side_a, side_b, ligand_smiles)]
+        structures = [s for item in items for s in self.read(item, side_a, side_b, ligand_smiles, **options)]
         examples = [self.encode(structure) for structure in structures]
         if return_tensors is not None and (padding or len(examples) == 1):
             batch = pad_examples(examples, MODEL_INPUTS, return_tensors)

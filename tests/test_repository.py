@@ -7,7 +7,8 @@ from conftest import ROOT, run
 from atomica_hf.configuration_atomica import AUTO_MAP
 
 
-FLAT = ["configuration", "tokenization", "structure", "processing", "data_collator", "geometry", "modeling"]
+FLAT = ["configuration", "tokenization", "component", "molecule", "macromolecule", "structure", "processing", "data_collator"]
+FLAT += ["geometry", "modeling"]
 
 
 def test_the_clone_opens_with_the_auto_classes(tmp_path):

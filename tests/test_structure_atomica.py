@@ -80,8 +80,8 @@ def test_ligands_by_name_with_and_without_bonds(pdb, processor):
     assert tokens(structure, processor)[-2:] == ["<global>", "CCO"]
     assert not any(note.startswith("ligand") for note in structure.notes)
     (structure,) = read_interface(pdb, "A", "A:LIG:301")
-    assert tokens(structure, processor)[-4:] == ["<global>", "C", "O", "C"]
-    assert structure.notes["ligand_without_bonds:LIG"] == 1
+    assert tokens(structure, processor)[-2:] == ["<global>", "CCO"]
+    assert structure.notes["bonds_perceived:LIG"] == 1
     (structure,) = read_interface(pdb, "A", "A:ZN:101")
     assert tokens(structure, processor) == ["<global>", "ALA", "SER", "<global>", "Zn"]
 
@@ -121,7 +121,6 @@ def test_gzip_and_mmcif_read_like_pdb(pdb, tmp_path, processor):
         (("A", ""), "no_such_chain", ["A, B"]),
         (("A", "A:XYZ"), "no_such_ligand", ["A:XYZ", "ZN:101", "LIG:301"]),
         (("A", "A:LIG:abc"), "bad_side", ["A:LIG:abc", "chain:component:number"]),
-        (("A:LIG", "A:ZN"), "bad_side", ["both sides are ligands"]),
         (("A", "A_B"), "bad_side", ["share a chain"]),
         (("A_A", "B"), "bad_side", ["twice", "A, A"]),
         (("A", "A:HOH:201"), "no_such_ligand", ["A:HOH:201"]),
