@@ -322,8 +322,10 @@ def _one_conformation(residues, preferred, notes):
     residue = residues[0]
     labels = {}
     for atom in residue:
-        if atom.has_altloc():
+        if atom.altloc != "\0":
             labels.setdefault(atom.altloc, []).append(atom.occ)
+    if not labels and len({atom.name for atom in residue}) == len(residue):
+        return residue, list(residue)
     atoms, names = [], {}
     label = None
     if labels:
@@ -401,30 +403,34 @@ def _published_components(file, chains, notes):
 
 class Classified:
     """The components of one model, sorted: `chains` chain -> its residues, in order, `molecules` (ligands and ions, chain by
-    chain), and `left_out` (waters and buffer components); `notes` counts what was altered."""
+    chain); `notes` counts what was altered. With `only`, of these chains."""
 
-    def __init__(self, file: MacromoleculeFile, options: ReadOptions):
+    def __init__(self, file: MacromoleculeFile, options: ReadOptions, only=None):
         self.file, self.options, self.notes = file, options, Counter()
         self.ccd = component_dictionary(options.ccd) if options.ccd else None
         self.chains, self.molecules = {name: [] for name in file.chains()}, []
         self.serials = {}  # id of a component -> serial numbers of its atoms
         for chain in file.model:
+            if only is not None and chain.name not in only:
+                continue
             places = {}
             for residue in chain:
                 places.setdefault((residue.seqid.num, residue.seqid.icode), []).append(residue)
-            for residues in places.values():
-                self._place(chain.name, residues)
+            places = list(places.values())
+            for i, residues in enumerate(places):
+                beside = [other for place in (*places[max(0, i - 1) : i], *places[i + 1 : i + 2]) for other in place]
+                self._place(chain.name, residues, beside)
 
-    def _place(self, chain, residues):
+    def _place(self, chain, residues, beside):
         if len({residue.name for residue in residues}) == len(residues) > 1 and not any(
             a.has_altloc() for r in residues for a in r
         ):
             for residue in residues:  # not alternatives, only numbered alike
-                self._add(chain, [residue])
+                self._add(chain, [residue], beside)
         else:
-            self._add(chain, residues)
+            self._add(chain, residues, beside)
 
-    def _add(self, chain, residues):
+    def _add(self, chain, residues, beside):
         notes, options = self.notes, self.options
         name = residues[0].name
         if name in WATERS:
@@ -440,7 +446,7 @@ class Classified:
         token = residue_token(residue.name, names, lambda name: parent_of(name, names, self.ccd))
         backbone = _backbone(names)
         if alone and not (token is not None and residue.name in AMINO_ACID_NAMES | NUCLEOTIDE_NAMES and backbone is None):
-            token = token if self._in_chain(residue, chain) else None
+            token = token if _bonded_to(residue, beside) else None
         component = _component(self.file, chain, residue, atoms, token)
         self.serials[id(component)] = [atom.serial for atom in atoms]
         if token is not None:
@@ -452,35 +458,13 @@ class Classified:
             component.mol = lone_atom(component.elements[0])
             component.kind = "water" if name in WATERS else "ion"
             self.molecules.append(component)
-        elif not alone or self._in_chain(residue, chain):  # modified beyond its parents, or a cap of the chain
+        elif not alone or _bonded_to(residue, beside):  # modified beyond its parents, or a cap of the chain
             component.kind = "rna" if {"O2'", "O2*"} & set(names) else "dna" if backbone == "nucleotide" else "protein"
             notes[f"unknown_residue_fragmented:{residue.name}"] += 1
             self.chains[chain] += self.with_bonds(component)
         else:
             component.kind = "buffer" if name in BUFFERS else "ligand"
             self.molecules.append(component)
-
-    def _in_chain(self, residue, chain):
-        """Whether a hetero residue is bonded to a residue of its chain (a modified one), rather than lying beside it."""
-        ends = [atom.pos.tolist() for atom in residue if atom.name in ("N", "C", "P", "O3'", "O3*")]
-        others = self._ends.get(chain)
-        if others is None:
-            others = self._ends[chain] = [
-                (id_, atom.pos.tolist())
-                for c in self.file.model
-                if c.name == chain
-                for id_, r in enumerate(c)
-                for atom in r
-                if atom.name in ("N", "C", "P", "O3'", "O3*") and r.het_flag != "H"
-            ]
-        if not ends or not others:
-            return False
-        tree = cKDTree([position for _, position in others])
-        return bool((tree.query(ends)[0] < 2.0).any())
-
-    @property
-    def _ends(self):
-        return self.__dict__.setdefault("_chain_ends", {})
 
     def with_bonds(self, component, smiles=None):
         """The component as a molecule: with the bonds of a SMILES, of the file, of the dictionary of components, or perceived;
@@ -576,6 +560,15 @@ class Classified:
         for i, ligand in enumerate(ligands):
             groups.setdefault(root(i), []).append(ligand)
         return list(groups.values())
+
+
+_ENDS = ("N", "C", "P", "O3'", "O3*")  # atoms by which residues are linked
+
+
+def _bonded_to(residue, others):
+    """Whether a residue is linked to one of its neighbours in the chain (a modified one), rather than lying beside them."""
+    ends = [atom.pos for atom in residue if atom.name in _ENDS]
+    return any(atom.pos.dist(end) < 2.0 for other in others for atom in other if atom.name in _ENDS for end in ends)
 
 
 def _bonded(component, bonds):
@@ -690,7 +683,8 @@ def read_interface(
             raise StructureError("bad_side", f"{path}: the sides {side_a!r} and {side_b!r} share a chain.")
     elif options.as_published:
         raise StructureError("bad_side", f"{path}: both sides are ligands ({side_a}, {side_b}), which ATOMICA does not read.")
-    classified = Classified(file, options)
+    ligands = [text.split(":")[0] for side in (side_a, side_b) if ":" in side for text in side.split("+")]
+    classified = Classified(file, options, {*(chains if ":" not in side_a else ()), *(partners or ()), *ligands})
     if partners is not None:
         sides = [(None, frozenset())]
     else:

@@ -9,12 +9,15 @@ import torch
 from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
+from .macromolecule_atomica import gemmi, require_gemmi
+from .molecule_atomica import with_positions
 from .structure_atomica import (
     AMINO_ACID_NAMES,
     INTERFACE_DISTANCE,
     MACROMOLECULE_SUFFIXES,
     MOLECULE_SUFFIXES,
     NUCLEOTIDE_NAMES,
+    Origin,
     ReadOptions,
     Structure,
     StructureError,
@@ -334,9 +337,113 @@ class AtomicaProcessor(ProcessorMixin):
                 batch[key] = [example[name] for example in examples]
         return BatchFeature(batch)
 
+    def to_pdb(self, example, values=None, path=None) -> str:
+        """An example back as PDB (mmCIF, if `path` ends in `.cif`), with one value per atom or per block as B-factors.
+
+        Args:
+            example (`dict`): as `encode` gives it; global blocks are left out.
+            values (array of shape `(num_atoms,)` or `(num_blocks,)`): 0 by default.
+            path (`str` or `Path`): file to write.
+
+        Returns:
+            The text of the file.
+
+        Raises:
+            `ValueError`: if there are as many values neither as atoms nor as blocks, or they do not fit into a B-factor.
+        """
+        require_gemmi()
+        values = per_atom(example, values)
+        if not np.isfinite(values).all() or values.min() <= -100 or values.max() >= 1000:
+            raise ValueError(
+                f"{example['name']}: values from {values.min()} to {values.max()}, expected numbers between -99.99 and 999.99, "
+                "as a B-factor holds; scale them first."
+            )
+        structure, model = gemmi.Structure(), gemmi.Model(1)
+        structure.name = example["name"]
+        chains, residues = {}, {}
+        for i, block in enumerate(np.asarray(example["atom_to_block"]).tolist()):
+            if example["atom_ids"][i] == ATOM_GLOBAL:
+                continue
+            origin, segment = Origin.from_text(example["block_origins"][block]), int(example["token_type_ids"][block])
+            letter = origin.chain or "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[segment % 26]
+            key = (segment, letter, example["block_origins"][block])
+            if key not in residues:
+                chain = chains.setdefault((segment, letter), gemmi.Chain(letter))
+                residue = gemmi.Residue()
+                known = origin.chain or origin.number is not None
+                residue.name = origin.name if known else "LIG"
+                number = len(residues) + 1 if origin.number is None else origin.number
+                residue.seqid = gemmi.SeqId(number, origin.insertion or " ")
+                token = self.tokenizer.convert_ids_to_tokens(int(example["input_ids"][block]))
+                residue.het_flag = "A" if token in AMINO_ACID_NAMES | NUCLEOTIDE_NAMES else "H"
+                residues[key] = (chain, residue)
+            atom = gemmi.Atom()
+            atom.element = gemmi.Element(max(0, int(example["atom_ids"][i]) - len(ATOM_TOKENS) + 1))
+            atom.name = example["atom_origins"][i] or atom.element.name
+            atom.pos = gemmi.Position(*map(float, example["positions"][i]))
+            atom.b_iso, atom.occ = float(values[i]), 1.0
+            residues[key][1].add_atom(atom)
+        for chain, residue in residues.values():
+            chain.add_residue(residue)
+        for chain in chains.values():
+            model.add_chain(chain)
+        structure.add_model(model)
+        structure.setup_entities()
+        cif = path is not None and suffix_of(path) in (".cif", ".mmcif")
+        text = structure.make_mmcif_document().as_string() if cif else structure.make_pdb_string()
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def to_sdf(self, structure, values=None, path=None, name="value") -> str:
+        """The molecules of a `Structure` as one SDF record, with one value per atom or per block of its example as a list of
+        atom properties, `atom.dprop.NAME`, which RDKit reads back.
+
+        Raises:
+            `ValueError`: if there are as many values neither as atoms nor as blocks, or the structure has residues, whose bonds
+                are not known.
+        """
+        values, blocks = per_atom(self.encode(structure), values), [self._blocks(segment) for segment in structure.segments]
+        record, start = None, 0
+        for segment in blocks:
+            start, of = start + 1, {}  # the global atom comes first
+            for block in segment:
+                if block.component.mol is None:
+                    raise ValueError(f"{structure.name}: {block.component.origin} is a residue without bonds; use `to_pdb`.")
+                of.setdefault(block.index, (block.component, {}))[1].update(
+                    {atom: float(values[start + i]) for i, atom in enumerate(block.atoms)}
+                )
+                start += len(block.atoms)
+            for component, found in of.values():
+                mol = with_positions(component.mol, component.positions)
+                for atom in mol.GetAtoms():
+                    atom.SetDoubleProp(name, found[atom.GetIdx()])
+                record = mol if record is None else Chem.CombineMols(record, mol)
+        record.SetProp("_Name", structure.name)
+        Chem.CreateAtomDoublePropertyList(record, name)
+        text = Chem.SDWriter.GetText(record, kekulize=True)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
     def pad(self, examples, return_tensors="pt"):
         """Examples of `encode` -> a padded batch of the model's inputs."""
         return BatchFeature(pad_examples(examples, MODEL_INPUTS, return_tensors))
+
+
+def per_atom(example, values):
+    """Values per atom or per block of an example, or None for zeros -> one per atom, `(num_atoms,)`."""
+    num_blocks, num_atoms = len(example["input_ids"]), len(example["atom_ids"])
+    if values is None:
+        return np.zeros(num_atoms)
+    values = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
+    if values.shape == (num_atoms,):
+        return values
+    if values.shape == (num_blocks,):
+        return values[np.asarray(example["atom_to_block"])]
+    raise ValueError(
+        f"{example['name']}: values of shape {values.shape}, expected one per atom ({num_atoms}) or per block ({num_blocks})."
+    )
 
 
 def _turns(component, atoms, is_polymer):
