@@ -118,6 +118,12 @@ class MacromoleculeFile:
         return list(dict.fromkeys(chain.name for chain in self.model))
 
 
+def _hybrid_36(number):
+    """A residue number beyond 9999 in four characters."""
+    number += 10 * 36**3 - 10_000
+    return "".join("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number // 36**i % 36] for i in (3, 2, 1, 0))
+
+
 def _pdb_line(line):
     """Atom line without what old files have after column 76 in place of an element and a charge.
 
@@ -129,6 +135,8 @@ def _pdb_line(line):
             [float(line[i : i + 8]) for i in (30, 38, 46)]
         except ValueError:
             raise ValueError(f"coordinates expected in columns 31-54 of {line.rstrip()!r}") from None
+        if line[26:27].isdigit() and line[22:26].strip().isdigit():  # a number of five digits -> hybrid-36, which gemmi reads
+            line = f"{line[:22]}{_hybrid_36(int(line[22:27]))} {line[27:]}"
     if line.startswith(("ATOM", "HETATM")) and len(line) > 76:
         if not line[76:78].strip().isalpha():
             return line[:76]
@@ -194,7 +202,8 @@ def read_file(path, options: ReadOptions = ReadOptions()) -> MacromoleculeFile:
         if data[:1] in (b"\x82", b"\x83", b"\x84", b"\x85", b"\xde") and b"dataBlocks" in data[:4096]:
             block = _binary_cif(data, path)
         else:
-            text = data.decode("utf-8-sig", errors="replace").replace("\0", " ")
+            # columns are cut by bytes: letters of several bytes would break
+            text = data.decode("utf-8-sig", errors="replace").encode("ascii", "replace").decode().replace("\0", " ")
             is_cif = text.lstrip()[:5].lower() == "data_" or "\nloop_" in text[:100000]
             block = gemmi.cif.read_string(text)[0] if is_cif else None
         if block is not None:
@@ -233,10 +242,21 @@ def read_file(path, options: ReadOptions = ReadOptions()) -> MacromoleculeFile:
     return MacromoleculeFile(str(path), model, options.model, bonds, conect, preferred)
 
 
-@lru_cache(maxsize=2)
 def component_dictionary(path):
     """File of chemical components in mmCIF (the PDB's components.cif, also `.gz`) -> function of a name that gives (bonds,
-    parent or None), or None. Only the components that are asked for are parsed."""
+    parent or None), or None. Only the components that are asked for are parsed.
+
+    Raises:
+        `StructureError`: if it holds no components.
+    """
+    try:
+        return _component_dictionary(str(path), Path(path).stat().st_mtime_ns)
+    except OSError as error:
+        raise StructureError("missing_file", f"{path}: no such file of chemical components.") from error
+
+
+@lru_cache(maxsize=2)
+def _component_dictionary(path, _changed):
     text = read_bytes(path).decode("utf-8", errors="replace")
     places = {match[1].upper(): match.start() for match in re.finditer(r"^data_(?:comp_)?(\S+)", text, re.MULTILINE)}
     starts = sorted(places.values())
@@ -369,6 +389,13 @@ def _without_hydrogens(atoms, notes):
 
 
 def _component(file, chain, residue, atoms, token):
+    for atom in atoms:
+        if not np.isfinite(atom.pos.tolist()).all():
+            raise StructureError(
+                "bad_coordinates",
+                f"{file.path}: atom {atom.name} of {chain}:{residue.name}:{residue.seqid} is at {atom.pos.tolist()}, expected "
+                "finite coordinates in angstrom.",
+            )
     return Component(
         name=token or residue.name,
         elements=np.array([atom.element.atomic_number for atom in atoms]),

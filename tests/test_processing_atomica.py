@@ -122,3 +122,48 @@ def test_side_chains_turn_and_backbones_do_not(processor, shared):
         assert not {names[i] for i in moving} & {"N", "CA", "C", "O"}
     chi = {tuple(names[i] for i in bond) for bond in example["torsion_bonds"]}
     assert ("CA", "CB") in chi and ("CB", "CG") in chi and not any("N" in bond for bond in itertools.chain(chi))
+
+
+def test_values_go_back_into_pdb_and_cif(shared, processor, tmp_path):
+    path = shared / "data/complexes/atomica_examples/6llw.cif"
+    (structure,) = processor.read(path, "A", "A:UDP:900")
+    example = processor.encode(structure)
+    per_block = np.arange(len(example["input_ids"])) / 2
+    for name in ("back.pdb", "back.cif"):
+        processor.to_pdb(example, per_block, tmp_path / name)
+        again = processor.encode(processor.read(tmp_path / name, "A", "A:UDP:900")[0])
+        assert again["input_ids"].tolist() == example["input_ids"].tolist()
+        assert again["block_origins"] == example["block_origins"] and again["atom_origins"] == example["atom_origins"]
+        assert np.abs(again["positions"] - example["positions"]).max() < 2e-3
+    lines = [line for line in processor.to_pdb(example, per_block).splitlines() if line.startswith(("ATOM", "HETATM"))]
+    real = np.array(example["atom_ids"]) != 2
+    assert np.allclose([float(line[60:66]) for line in lines], per_block[np.array(example["atom_to_block"])][real], atol=0.006)
+
+
+def test_values_go_back_into_sdf(processor):
+    (structure,) = processor.read(("CC(=O)Oc1ccccc1C(=O)O", "OCC"))
+    example = processor.encode(structure)
+    values = torch.arange(len(example["atom_ids"])) / 8
+    text = processor.to_sdf(structure, values, name="score")
+    supplier = Chem.SDMolSupplier()
+    supplier.SetData(text)
+    mol = next(iter(supplier))
+    assert Chem.MolToSmiles(mol) == "CC(=O)Oc1ccccc1C(=O)O.CCO"
+    positions, found = mol.GetConformer().GetPositions(), []
+    for i, place in enumerate(example["positions"]):
+        if example["atom_ids"][i] != 2:
+            nearest = int(np.linalg.norm(positions - place, axis=1).argmin())
+            found.append((mol.GetAtomWithIdx(nearest).GetDoubleProp("score"), float(values[i])))
+    assert len(found) == 16 and all(a == b for a, b in found)
+    assert processor.to_pdb(example, values).count("LIG") > 16
+
+
+def test_values_that_do_not_fit_are_named(processor):
+    (structure,) = processor.read("CCO")
+    example = processor.encode(structure)
+    with pytest.raises(ValueError, match=r"\(7,\), expected one per atom \(4\)"):
+        processor.to_pdb(example, np.zeros(7))
+    with pytest.raises(ValueError, match="scale them"):
+        processor.to_pdb(example, np.full(4, 5000.0))
+    with pytest.raises(ValueError, match="scale them"):
+        processor.to_pdb(example, np.full(4, np.nan))

@@ -47,6 +47,7 @@ def test_help_lists_every_option():
         "run_pretraining.py",
         "run_embedding.py",
         "prepare_dataset.py",
+        "list_interfaces.py",
         "convert_original_checkpoint.py",
         "convert_original_data.py",
     ):
