@@ -59,13 +59,17 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     parameters = AllChem.ETKDGv3()
     parameters.randomSeed = seed
     parameters.timeout = EMBEDDING_SECONDS
+    reason = f"none was found in {EMBEDDING_SECONDS} s"
     for random_start in (False, True):
         parameters.useRandomCoords = random_start
-        if AllChem.EmbedMolecule(mol, parameters) >= 0:
-            _relax(mol)
-            return mol
+        try:
+            if AllChem.EmbedMolecule(mol, parameters) >= 0:
+                _relax(mol)
+                return mol
+        except (RuntimeError, ValueError) as error:  # RDKit's invariants, for what it has no distances for
+            reason = " ".join(str(error).split()[:12])
     smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
-    raise StructureError("no_conformer", f"{name}: no 3D conformer of {smiles!r} was found in {EMBEDDING_SECONDS} s.")
+    raise StructureError("no_conformer", f"{name}: no 3D conformer of {smiles!r}: {reason}.")
 
 
 def _random_rotation(rng):
@@ -105,6 +109,11 @@ def _component(mol, origin):
     return Component(origin.name, elements, bare.GetConformer().GetPositions(), names, origin, bare)
 
 
+def _is_drawing(mol):
+    positions = mol.GetConformer().GetPositions() if mol.GetNumConformers() else np.zeros((0, 3))
+    return len(positions) > 4 and not mol.GetConformer().Is3D() and not positions[:, 2].any()
+
+
 def structure_from_mol(mol, name: str | None = None) -> Structure:
     """RDKit molecule with 3D coordinates -> `Structure`; disconnected molecules are the segments of a complex.
 
@@ -122,7 +131,7 @@ def structure_from_mol(mol, name: str | None = None) -> Structure:
     if not np.isfinite(positions).all():
         bad = int((~np.isfinite(positions)).any(-1).argmax())
         raise StructureError("bad_coordinates", f"{name}: atom {bad} is at {positions[bad].tolist()}, expected finite numbers.")
-    if len(positions) > 4 and not mol.GetConformer().Is3D() and not positions[:, 2].any():
+    if _is_drawing(mol):
         raise StructureError("flat_coordinates", f"{name}: coordinates of a drawing (all z are 0), expected three dimensions.")
     mol = Chem.Mol(mol)
     try:
@@ -159,7 +168,11 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
     if not isinstance(smiles, str):
         smiles = ".".join(smiles)
     name = name or smiles
-    mol = parse_smiles(smiles, name)
+    return structure_from_graph(parse_smiles(smiles, name), name, seed)
+
+
+def structure_from_graph(mol, name: str, seed: int = 0) -> Structure:
+    """RDKit molecule without coordinates (or with those of a drawing) -> `Structure` in 3D, as `structure_from_smiles`."""
     rng = np.random.default_rng(seed)
     built, relaxed = None, True
     for part in Chem.GetMolFrags(mol, asMols=True):
@@ -170,7 +183,10 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
         else:
             built = _join(built, part, rng)
             Chem.SanitizeMol(built)
-            relaxed = _relax(built, interfragment=True)
+            try:
+                relaxed = _relax(built, interfragment=True)
+            except (RuntimeError, ValueError):
+                relaxed = False
     structure = structure_from_mol(built, name)
     if not relaxed:
         structure.notes["no_force_field"] += 1
@@ -180,39 +196,44 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
 # records of files ---------------------------------------------------------------------------------------------------------
 
 
-def _from_record(mol, name, kind):
+def _from_record(mol, name, kind, seed):
     if mol is None or not mol.GetNumAtoms():
         raise StructureError("unreadable_record", f"{name}: not a {kind} record that RDKit can read.")
     try:
         Chem.SanitizeMol(mol)
     except (Chem.MolSanitizeException, ValueError) as error:
         raise StructureError("chemistry", f"{name}: cannot be sanitised: {error}.") from error
-    structure = structure_from_mol(mol, name)
+    if _is_drawing(mol):
+        _refuse_dummies(mol, name)
+        structure = structure_from_graph(Chem.RemoveHs(mol), name, seed)
+        structure.notes["drawing_built_in_3d"] += 1
+    else:
+        structure = structure_from_mol(mol, name)
     structure.properties = mol.GetPropsAsDict()
     return structure
 
 
-def structure_from_sdf_record(name, record) -> Structure:
-    """One SDF or MOL record -> `Structure`; its properties are kept.
+def structure_from_sdf_record(name, record, seed: int = 0) -> Structure:
+    """One SDF or MOL record -> `Structure`; its properties are kept. A drawing (all z are 0) is built in 3D, which is noted.
 
     Raises:
-        `StructureError`: if RDKit cannot read or sanitise it, or it is not in 3D.
+        `StructureError`: if RDKit cannot read, sanitise or build it.
     """
     supplier = Chem.SDMolSupplier()
     supplier.SetData(record, sanitize=False, removeHs=False)
-    return _from_record(next(iter(supplier), None), name, "SDF")
+    return _from_record(next(iter(supplier), None), name, "SDF", seed)
 
 
-def structure_from_mol2_record(name, record) -> Structure:
+def structure_from_mol2_record(name, record, seed: int = 0) -> Structure:
     """One MOL2 record -> `Structure`.
 
     Raises:
         `StructureError`: as for SDF.
     """
-    return _from_record(Chem.MolFromMol2Block(record, sanitize=False, removeHs=False), name, "MOL2")
+    return _from_record(Chem.MolFromMol2Block(record, sanitize=False, removeHs=False), name, "MOL2", seed)
 
 
-def structure_from_xyz_record(name, record) -> Structure:
+def structure_from_xyz_record(name, record, seed: int = 0) -> Structure:
     """One frame of an XYZ file -> `Structure`. The bonds are RDKit's if it finds some that leave no valence open, with a charge
     of -2 to 2, else those of `perceive_bonds`, which is noted.
 

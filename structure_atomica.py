@@ -205,7 +205,7 @@ def list_inputs(path, options: ReadOptions | None = None, **changes):
         split, read = _RECORDS[kind]
         records = enumerate(split(_text(path)), 1)
         work = [
-            (title or f"{path.name} record {i}", read, (title or f"{path.name} record {i}", text))
+            (title or f"{path.name} record {i}", read, (title or f"{path.name} record {i}", text, options.seed))
             for i, (title, text) in records
         ]
         if not work:

@@ -210,12 +210,13 @@ def test_sdf_records_complexes_and_reasons(tmp_path):
         stream.write(text.replace("$$$$\n", "$$$$ \r\n", 1) + "pentavalent" + broken + "$$$$\nnot a record\n$$$$\n")
     report = ReadReport()
     found = list(read_structures(tmp_path / "some.sdf.gz", report))
-    assert [s.name for s in found] == ["ethanol", "pair"] and len(found[1].segments) == 2
+    assert [s.name for s in found] == ["ethanol", "pair", "drawing"] and len(found[1].segments) == 2
+    assert found[2].notes["drawing_built_in_3d"] == 1 and np.ptp(found[2].segments[0][0].positions[:, 2]) > 0.1
     assert found[0].properties["energy"] == 1.5
     assert [(name, code) for name, code, _ in report.rejected] == [
-        ("drawing", "flat_coordinates"), ("pentavalent", "chemistry"), ("not a record", "unreadable_record"),
+        ("pentavalent", "chemistry"), ("not a record", "unreadable_record"),
     ]  # fmt: skip
-    assert "2 kept, 3 left out" in report.summary()
+    assert "3 kept, 2 left out" in report.summary()
     with pytest.raises(StructureError):
         list(read_structures(tmp_path / "some.sdf.gz"))
 
