@@ -15,6 +15,8 @@ import numpy as np
 from rdkit import Chem, RDLogger
 
 
+LARGEST_COORDINATE = 1e6  # angstrom; nothing that is larger is a structure
+
 RDLogger.DisableLog("rdApp.*")  # RDKit's messages come back as the reasons of rejected items
 
 
@@ -105,13 +107,13 @@ class Structure:
                     raise StructureError(
                         "bad_coordinates", f"{self.name}: {component.origin or component.name} has two atoms at the same place."
                     )
-                bad = ~np.isfinite(component.positions).all(-1)
+                bad = ~(np.abs(component.positions) < LARGEST_COORDINATE).all(-1)
                 if bad.any():
                     i = int(bad.argmax())
                     raise StructureError(
                         "bad_coordinates",
                         f"{self.name}: atom {component.atom_names[i]} of {component.origin or component.name} is at "
-                        f"{component.positions[i].tolist()}, expected finite coordinates in angstrom.",
+                        f"{component.positions[i].tolist()}, expected coordinates within {LARGEST_COORDINATE:g} angstrom.",
                     )
         return self
 

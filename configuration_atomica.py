@@ -74,7 +74,9 @@ class AtomicaConfig(PreTrainedConfig):
     """
 
     model_type = "atomica"
-    keys_to_ignore_at_inference = ["atom_irreps", "block_irreps"]
+    keys_to_ignore_at_inference = [
+        "last_hidden_state", "pooler_output", "atom_hidden_state", "atom_irreps", "block_irreps", "block_logits",
+    ]  # fmt: skip
 
     vocab_size: int = 440
     atom_vocab_size: int = 121

@@ -12,6 +12,7 @@ From Python:
     output = model(**original_batch_to_inputs(original_batch))
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -61,6 +62,14 @@ _KNOWN = {
     "num_affinity_pred_layers", "affinity_pred_dropout", "affinity_pred_hidden_size", "num_classes", "top_max_edge_length",
     "top_long_range_edge_length", "attn_pad_mask", "na_loss_weight", "focal_gamma", "loss_type",
 }  # fmt: skip
+_KINDS = {
+    bool: {*_NOISES.values(), "global_message_passing", "bottom_global_message_passing", "modality_embedding", "attn_pad_mask"},
+    int: {
+        key for key in _KNOWN if key in _REQUIRED or key.startswith("num_") or key.endswith(("hidden_size", "embedding_size"))
+    }
+    | {"block_embedding0_size", "block_embedding1_size"},
+    (int, float): {key for key in _KNOWN if key.endswith(("dropout", "_weight", "edge_length"))},
+}
 _DEFAULTS = {  # what ATOMICA takes where a configuration is silent
     **dict.fromkeys(_NOISES.values(), True), **dict.fromkeys(_WEIGHTS.values(), 1.0), "dropout": 0.0,
     **dict.fromkeys(("global_message_passing", "bottom_global_message_passing", "modality_embedding"), False),
@@ -329,7 +338,7 @@ def convert_config(config, state_dict=None, nonlinearity: str | None = None):
         `ConversionError`: for an unknown `model_type`, missing values, or options that are switched on but not known.
     """
     model_type = config.get("model_type")
-    if model_type not in MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
         raise ConversionError(f"`model_type` is {model_type!r}, expected one of {', '.join(MODEL_TYPES)}.")
     weights = state_dict or {}
     original = {"model_type": model_type, "config": config}
@@ -341,7 +350,16 @@ def convert_config(config, state_dict=None, nonlinearity: str | None = None):
         config = {**inner, "model_type": model_type}
     else:
         mine = weights
-    missing = [name for name in _REQUIRED if name not in config]
+    for key, value in config.items():
+        kind = next((kind for kind, keys in _KINDS.items() if key in keys), None)
+        if (
+            value is not None
+            and kind is not None
+            and (isinstance(value, bool) != (kind is bool) or not isinstance(value, kind))
+        ):
+            wanted = {int: "a whole number", bool: "true or false"}.get(kind, "a number")
+            raise ConversionError(f"{model_type}: `{key}` is {value!r}, expected {wanted}.")
+    missing = [name for name in _REQUIRED if config.get(name) is None]
     if missing:
         raise ConversionError(f"{model_type}: the configuration has no {', '.join(missing)}.")
     unknown = [f"{key}={value!r}" for key, value in config.items() if key not in _KNOWN and value not in (False, 0, None)]
@@ -361,7 +379,7 @@ def convert_config(config, state_dict=None, nonlinearity: str | None = None):
         "edge_size": config["edge_size"],
         "num_hidden_layers": config["n_layers"],
         "num_neighbors": config["k_neighbors"],
-        "hidden_dropout_prob": float(config.get("dropout", 0.0)),
+        "hidden_dropout_prob": float(config.get("dropout") or 0.0),
         "global_message_passing": bool(config.get("global_message_passing", False)),
         "atom_global_message_passing": bool(config.get("bottom_global_message_passing", False)),
         "num_modalities": len(mine.get("modality_embedding.weight", range(8))) if config.get("modality_embedding") else 0,
@@ -388,7 +406,7 @@ def convert_config(config, state_dict=None, nonlinearity: str | None = None):
             f"expected {values['vocab_size'] - NUM_SPECIAL_BLOCKS}, all tokens but the {NUM_SPECIAL_BLOCKS} special ones."
         )
     for name, key in _WEIGHTS.items():
-        values[f"{name}_loss_weight"] = float(config.get(key, 1.0))
+        values[f"{name}_loss_weight"] = 1.0 if config.get(key) is None else float(config[key])
     values.update(_head_values(model_type, config, mine, nonlinearity))
     offset = mine.get("encoder.encoder.edge_embedder.0.offset")
     if offset is not None:
@@ -423,7 +441,7 @@ def _head_values(model_type, config, weights, nonlinearity):
         layers = _linears(weights, f"pre_projector{number}")
         values["block_feature_layers"] = len(layers) or max(2, config.get("num_projector_layers", 3))
         values["block_feature_hidden_size"] = len(layers[0]) if layers else config.get("projector_hidden_size", 32)
-        values["block_feature_dropout"] = float(config.get("projector_dropout", 0.0))
+        values["block_feature_dropout"] = float(config.get("projector_dropout") or 0.0)
         values["block_feature_activation"] = values.get("classifier_activation", "relu")
         # the constructor of the pretraining model makes no layers for after the block encoder
         values["block_feature_after"] = model_type == "AffinityPredictor" or any(n.startswith("post_proj") for n in weights)
@@ -440,7 +458,7 @@ def _head_values(model_type, config, weights, nonlinearity):
         kind = "affinity_pred" if model_type == "AffinityPredictor" else "pred"
         layers = max(2, config.get(f"num_{kind}_layers", 3))
         values["classifier_hidden_sizes"] = [config.get(f"{kind}_hidden_size", hidden)] * (layers - 1)
-        values["classifier_dropout"] = float(config.get(f"{kind}_dropout", 0.0))
+        values["classifier_dropout"] = float(config.get(f"{kind}_dropout") or 0.0)
         affinity = model_type == "AffinityPredictor"
         values["problem_type"] = "regression" if affinity else "multi_label_classification"
         values["pooling"] = "block_sum" if affinity else "graph"
@@ -519,8 +537,17 @@ def original_config(config) -> dict:
     if config.num_modalities:
         expected["num_modalities"] = 8
     other = [f"`{n}` is {getattr(config, n)}, {v} there" for n, v in expected.items() if getattr(config, n) != v]
-    if config.block_feature_sizes and MODEL_TYPES[model_type] == "AtomicaModel":
-        other.append("`block_feature_size`: its PredictionModel takes none")
+    with_features = model_type in ("DenoisePretrainModelWithBlockEmbedding", "AffinityPredictor")
+    if config.block_feature_sizes and not with_features:
+        other.append(f"`block_feature_size` is {config.block_feature_size}, its {model_type} takes none")
+    if config.block_feature_sizes and with_features:
+        activation = config.classifier_activation if model_type == "AffinityPredictor" else "relu"
+        if config.block_feature_activation != activation:
+            other.append(f"`block_feature_activation` is {config.block_feature_activation!r}, {activation!r} there")
+        if model_type == "AffinityPredictor" and not config.block_feature_after:
+            other.append("`block_feature_after` is False, True there")
+    if config.num_modalities and not model_type.startswith("DenoisePretrainModel"):
+        other.append(f"`num_modalities` is {config.num_modalities}, its {model_type} has none")
     if len(config.block_feature_sizes) > 2:
         other.append(f"`block_feature_size` has {len(config.block_feature_sizes)} widths, at most 2 there")
     if other:
@@ -551,6 +578,8 @@ def original_config(config) -> dict:
         values["num_masked_block_classes"] = config.vocab_size - NUM_SPECIAL_BLOCKS if config.use_masking else None
     if model_type == "MaskedNodeModel":
         values["num_masked_block_classes"] = config.vocab_size - NUM_SPECIAL_BLOCKS
+    if model_type == "MaskedNodeModel" and (not config.attend_to_padding or "attn_pad_mask" in before):
+        values["attn_pad_mask"] = not config.attend_to_padding
     if config.block_cutoff != 5.0 or "top_max_edge_length" in before:
         values["top_max_edge_length"] = config.block_cutoff
     if config.block_long_range_cutoff is not None:
@@ -590,7 +619,7 @@ def _updated(before, values):
 def other_behaviour(config) -> list[str]:
     """What a model of this configuration computes otherwise than ATOMICA will with its weights."""
     differences = []
-    if not config.attend_to_padding and not (config.original or {}).get("config", {}).get("attn_pad_mask"):
+    if not config.attend_to_padding and original_model_type(config) != "MaskedNodeModel":
         differences.append("attend_to_padding=False: ATOMICA's attention will see padding")
     if not config.unknown_as_global:
         differences.append("unknown_as_global=False: ATOMICA will treat <unk> blocks as global ones")
@@ -620,13 +649,20 @@ def convert_state_dict(state_dict, config, nonlinearity: str | None = None):
         for name, shape in shapes.items()
         if name in state_dict and tuple(state_dict[name].shape) != shape
     ]
+    constants = []
     for name, make in layout.constants.items():
-        if name.endswith(".offset") and name in state_dict:
+        if name in state_dict:
             found, wanted = state_dict[name].float(), make(torch.float32)
-            if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-4):
-                span = f"{wanted[0]:g} to {wanted[-1]:g} angstrom ({len(wanted)})"
-                other.append(f"{name}: Gaussians from {found.min():g} to {found.max():g} ({len(found)}), expected {span}")
-    for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", other)):
+            if found.shape != wanted.shape or not torch.allclose(
+                found, wanted, atol=0.005 * float(wanted.abs().max() if len(wanted) else 0)
+            ):
+                text = f"{name} {tuple(found.shape)}"
+                if name.endswith(".offset") and len(found):
+                    span = f"{wanted[0]:g} to {wanted[-1]:g} angstrom ({len(wanted)})"
+                    text = f"{name}: Gaussians from {found.min():g} to {found.max():g} ({len(found)}), expected {span}"
+                constants.append(text)
+    kinds = ("missing", missing), ("unknown", unknown), ("of another shape", other), ("constants of other values", constants)
+    for what, names in kinds:
         if names:
             problems.append(f"{what}: {', '.join(names[:20])}{f' and {len(names) - 20} more' if len(names) > 20 else ''}")
     if problems:
@@ -785,9 +821,10 @@ def read_weights(path):
         raise ConversionError(
             f"{path}: not a file of weights, or cut off ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
         ) from error
-    if not isinstance(found, dict) or not found or not all(isinstance(w, torch.Tensor) for w in found.values()):
+    plain = lambda w: isinstance(w, torch.Tensor) and w.layout == torch.strided and not w.is_meta and not w.is_complex()
+    if not isinstance(found, dict) or not found or not all(isinstance(n, str) and plain(w) for n, w in found.items()):
         what = f"keys {', '.join(map(str, list(found)[:8]))}" if isinstance(found, dict) else type(found).__name__
-        raise ConversionError(f"{path}: expected a state dict (names and tensors), found {what}.")
+        raise ConversionError(f"{path}: expected a state dict (names and plain tensors), found {what}.")
     return found
 
 
@@ -800,7 +837,12 @@ def read_reference(path):
             raise ConversionError(f"{path}: not a safetensors file ({error}).") from error
     else:
         data = read_json(path)
-        flat = {f"{g}.{n}": torch.tensor(v) for g in ("input", "output") for n, v in data.get(g, {}).items() if v is not None}
+        try:
+            flat = {f"{g}.{n}": torch.tensor(v) for g in ("input", "output") for n, v in data[g].items() if v is not None}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConversionError(
+                f"{path}: expected an object with `input` and `output` of names and arrays ({error})."
+            ) from error
     groups = {"input": {}, "output": {}}
     for key, tensor in flat.items():
         group, _, name = key.partition(".")
@@ -817,7 +859,19 @@ def compare(model, reference):
     """Largest differences from the reference values of a file, in float64 -> rows (name, difference, relative to the largest
     value), and the names of outputs that have no counterpart."""
     inputs, expected = read_reference(reference)
-    found = original_outputs(model.double(), inputs)
+    if inputs["X"].shape != (len(inputs["A"]), 3) or not inputs["X"].is_floating_point():
+        raise ConversionError(f"{reference}: input.X has shape {tuple(inputs['X'].shape)}, expected {(len(inputs['A']), 3)}.")
+    for name, size in (("A", model.config.atom_vocab_size), ("B", model.config.vocab_size)):
+        if (
+            inputs[name].is_floating_point()
+            or inputs[name].ndim != 1
+            or not (0 <= inputs[name]).all() & (inputs[name] < size).all()
+        ):
+            raise ConversionError(f"{reference}: input.{name} must be whole numbers from 0 to {size - 1}.")
+    try:
+        found = original_outputs(model.double(), inputs)
+    except (ValueError, IndexError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise ConversionError(f"{reference}: its input cannot be used: {str(error).partition(chr(10))[0]}") from error
     rows = []
     for name, wanted in expected.items():
         if name not in found or not wanted.is_floating_point():
@@ -897,8 +951,7 @@ def _write_folder(output_dir, write):
     output = Path(output_dir)
     if output.exists():
         raise ConversionError(f"{output} exists already; name a new folder.")
-    temporary = output.with_name(output.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     temporary.mkdir(parents=True)
     try:
         write(temporary)
@@ -927,12 +980,14 @@ def convert(arguments):
             f"{ours.vocab_size}; its configuration says fragmentation_method {config.get('fragmentation_method')!r}."
         )
     model = getattr(atomica_hf, ours.architectures[0])(ours)
-    model.to(next(iter(state_dict.values())).dtype).load_state_dict(state_dict)
+    model.to(functools.reduce(torch.promote_types, {tensor.dtype for tensor in state_dict.values()})).load_state_dict(
+        state_dict
+    )
     check, worst = "", 0.0
     if arguments.check:
         dtype, (rows, left_out) = model.dtype, compare(model, arguments.check)
         model.to(dtype)
-        worst = max(relative for _, _, relative in rows)
+        worst = max((relative for _, _, relative in rows), key=lambda x: (x != x, x))  # a NaN is the worst
         print("\n".join(f"{name:42s} {difference:.2e}  relative {relative:.2e}" for name, difference, relative in rows))
         if left_out:
             print(f"Not compared: {', '.join(left_out)}.")
@@ -961,14 +1016,24 @@ def convert(arguments):
 def reverse(arguments):
     source = arguments.reverse
     try:
+        model_type = AtomicaConfig.get_config_dict(source)[0].get("model_type")
+        if model_type != "atomica":
+            raise ConversionError(f"its model type is {model_type!r}.")
         config = AtomicaConfig.from_pretrained(source)
         architecture = config.architectures[0] if config.architectures else "none"
         if not hasattr(atomica_hf, architecture):
             raise ConversionError(f"its architecture is {architecture}.")
-        model = getattr(atomica_hf, architecture).from_pretrained(source)
+        model, loading = getattr(atomica_hf, architecture).from_pretrained(source, output_loading_info=True)
         tokenizer = AtomicaTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConversionError(f"{source}: no Atomica model there: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise ConversionError(f"{source}: no Atomica model there: {str(error).partition(chr(10))[0]}") from error
+    if loading["missing_keys"]:
+        raise ConversionError(f"{source}: weights are missing: {', '.join(sorted(loading['missing_keys'])[:10])}.")
+    if len(tokenizer) != config.vocab_size:
+        raise ConversionError(
+            f"{source}: the model has {config.vocab_size} block tokens, the tokenizer beside it {len(tokenizer)}; save the "
+            "processor or tokenizer of the model there."
+        )
     config.architectures = [architecture]
     theirs = original_config(config)
     state_dict = original_state_dict(model.state_dict(), config)

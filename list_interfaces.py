@@ -79,7 +79,7 @@ def main(argv=None):
             unsaid += row is None
             index += [row] if row is not None else []
     if output is not None:
-        temporary = output.with_name(output.name + ".tmp")
+        temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, INDEX, lineterminator="\n")
             writer.writeheader()

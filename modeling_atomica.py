@@ -78,8 +78,8 @@ def finish(output, return_dict):
 def label_loss(logits, labels, problem_type: str):
     """Loss of logits `(n, num_labels)` as Transformers computes it for a `problem_type`, over the labels that are there.
 
-    Classes of -100, negative or NaN labels of `"multi_label_classification"` and NaN of `"regression"` are missing; without any
-    label the loss is zero, with a zero gradient.
+    Classes of -100 or NaN, negative or NaN labels of `"multi_label_classification"` and NaN of `"regression"` are missing;
+    without any label the loss is zero, with a zero gradient.
 
     Raises:
         `ValueError`: for an unknown problem type, labels of another shape, or classes for a single output.
@@ -92,6 +92,8 @@ def label_loss(logits, labels, problem_type: str):
             raise ValueError(
                 "`num_labels` is 1: classes need at least two; for yes or no set problem_type='multi_label_classification'."
             )
+        if labels.is_floating_point():
+            labels = torch.where(labels.isnan(), IGNORE_INDEX, labels)
         labels = labels.long()
         total = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
         return total / (labels != IGNORE_INDEX).sum().clamp_min(1)
@@ -600,6 +602,25 @@ class AtomicaPreTrainedModel(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def resize_token_embeddings(self, new_num_tokens=None, *args, **kwargs):
+        """As in Transformers; the head that names hidden blocks gets as many classes as there are tokens then."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        head = getattr(self, "mask_head", None)
+        if head is not None:
+            old, kept = head.layers[1], min(head.layers[1].out_features, self.config.vocab_size - NUM_SPECIAL_BLOCKS)
+            fresh = mask_head(self.config).to(old.weight.device, old.weight.dtype)
+            with torch.no_grad():
+                fresh.layers[0].load_state_dict(head.layers[0].state_dict())
+                for new, former, columns in (
+                    (fresh.layers[1], head.layers[1], slice(None)),
+                    (fresh.layers[2], head.layers[2], slice(kept)),
+                ):
+                    new.weight[:kept, columns] = former.weight[:kept, columns]
+                    new.bias[:kept] = former.bias[:kept]
+                fresh.layers[2].weight[:kept, kept:] = 0  # what was there keeps its scores
+            self.mask_head = fresh
+        return embeddings
+
     def representation_widths(self, pooling: str | None = None) -> dict[str, int]:
         """Name -> width of the vectors of `get_representations`; without a pooling, z_graph and z_interface are left out.
 
@@ -1029,7 +1050,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         )  # fmt: skip
         if perturbed_segment is None:
             perturbed_segment = input_ids.new_full((index.batch,), -1)
-        out = AtomicaForPreTrainingOutput(**found.hidden_states())
+        out = found.hidden_states()
 
         losses = []
 
@@ -1089,7 +1110,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             if not (config.use_translation_noise or config.use_rotation_noise):
                 losses.append(0.0 * h_graph.sum())  # distributed training wants every parameter in the graph
             out["loss"] = sum(losses)
-        return finish(out, return_dict)
+        return finish(AtomicaForPreTrainingOutput(**out), return_dict)
 
 
 class AtomicaForMaskedLM(AtomicaPreTrainedModel):
@@ -1173,7 +1194,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         found = self.atomica.encode(
             input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
         )
-        index, out = found.index, AtomicaSequenceClassifierOutput(**found.hidden_states())
+        index, out = found.index, found.hidden_states()
         if config.pooling == "block_sum":
             per_block = self.classifier(found.h_block)
             if not config.global_message_passing:
@@ -1187,9 +1208,10 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
             if problem is None and self.num_labels == 1:
                 problem = "regression"
             elif problem is None:
-                problem = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+                many = labels.is_floating_point() and labels.ndim == 2
+                problem = "multi_label_classification" if many else "single_label_classification"
             out["loss"] = label_loss(out["logits"], labels, problem) + 0.0 * found.h_graph.sum()
-        return finish(out, return_dict)
+        return finish(AtomicaSequenceClassifierOutput(**out), return_dict)
 
 
 class AtomicaForTokenClassification(AtomicaPreTrainedModel):
@@ -1229,10 +1251,11 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
         logits, loss = self.classifier(found.h_block), None
         if labels is not None:
             problem = self.config.problem_type
-            if problem is None and not labels.is_floating_point():
-                problem = "single_label_classification"
+            if problem is None and labels.is_floating_point() and self.num_labels == 1:
+                problem = "regression"
             elif problem is None:
-                problem = "regression" if self.num_labels == 1 else "multi_label_classification"
+                many = labels.is_floating_point() and labels.ndim == 3
+                problem = "multi_label_classification" if many else "single_label_classification"
             if labels.shape[:2] != input_ids.shape:
                 raise ValueError(
                     f"`labels` have shape {tuple(labels.shape)}, expected one per block: {tuple(input_ids.shape)}."
@@ -1301,7 +1324,7 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
             input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
         )
         side = F.normalize(self.side_projection(found.h_graph), dim=-1)
-        out = AtomicaInterfaceContrastOutput(side_embeds=side, **found.hidden_states())
+        out = {"side_embeds": side, **found.hidden_states()}
         if complex_input_ids is not None:
             if len(complex_input_ids) != len(input_ids):
                 raise ValueError(f"{len(complex_input_ids)} complexes were given for {len(input_ids)} sides, expected as many.")
@@ -1321,7 +1344,7 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
 
             out["complex_embeds"], out["logits_per_side"] = partner, across
             out["loss"] = torch.cat([direction(across, side), direction(across.T, partner)]).mean()
-        return finish(out, return_dict)
+        return finish(AtomicaInterfaceContrastOutput(**out), return_dict)
 
 
 __all__ = [

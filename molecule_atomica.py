@@ -2,6 +2,7 @@
 """Molecules -> `Structure`, with RDKit: SMILES (built in 3D), SDF, MOL, MOL2, XYZ; and bonds where there are none."""
 
 import re
+import time
 from itertools import combinations
 
 import networkx
@@ -14,7 +15,7 @@ from scipy.spatial import cKDTree
 from .component_atomica import Component, Origin, Structure, StructureError
 
 
-EMBEDDING_SECONDS = 20  # of RDKit's embedding
+EMBEDDING_SECONDS = 10  # of RDKit's embedding, which looks at its watch between steps only
 
 
 def parse_smiles(smiles, name):
@@ -39,7 +40,7 @@ def _refuse_dummies(mol, name):
 
 def _relax(mol, interfragment=False):
     """MMFF where it has parameters for every atom, else UFF, else as embedded. Returns whether there were parameters."""
-    steps = max(50, min(1000, 200_000 // mol.GetNumAtoms()))  # a step of a large molecule takes long
+    steps = max(50, min(1000, 50_000 // mol.GetNumAtoms()))  # a step of a large molecule takes long
     if AllChem.MMFFHasAllMoleculeParams(mol):
         AllChem.MMFFOptimizeMolecule(mol, maxIters=steps, ignoreInterfragInteractions=not interfragment)
     elif AllChem.UFFHasAllMoleculeParams(mol):
@@ -53,14 +54,17 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     """A molecule without coordinates -> with hydrogens, in 3D (ETKDGv3, then MMFF), the same for the same seed.
 
     Raises:
-        `StructureError`: if no conformer could be found, in `EMBEDDING_SECONDS` for each of two ways of starting.
+        `StructureError`: if no conformer could be found, in about `EMBEDDING_SECONDS` for each of two starts.
     """
     mol = Chem.AddHs(mol)
     parameters = AllChem.ETKDGv3()
     parameters.randomSeed = seed
     parameters.timeout = EMBEDDING_SECONDS
     reason = f"none was found in {EMBEDDING_SECONDS} s"
+    start = time.monotonic()
     for random_start in (False, True):
+        if random_start and time.monotonic() - start > EMBEDDING_SECONDS:
+            break
         parameters.useRandomCoords = random_start
         try:
             if AllChem.EmbedMolecule(mol, parameters) >= 0:

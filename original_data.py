@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from atomica_hf import StructureError
+from atomica_hf.component_atomica import LARGEST_COORDINATE
 from atomica_hf.processing_atomica import ATOM_GLOBAL, ATOM_PAD, ATOM_TOKENS
 from atomica_hf.structure_atomica import INDEX_COLUMNS, Origin, smiles_column, suffix_of
 from atomica_hf.tokenization_atomica import AMINO_ACIDS, BASE_TOKENS, ELEMENTS, NUCLEOTIDES, SPECIAL_TOKENS
@@ -283,7 +284,8 @@ def read_original_records(path):
         name = f"{path.name} {place}"
         if isinstance(item, dict):
             given = item.get("id")
-            yield (str(given) if isinstance(given, (str, int)) and given != "" else name), item
+            given = str(given) if isinstance(given, (str, int)) and given != "" else name
+            yield given.encode("utf-8", "backslashreplace").decode(), item  # JSON may hold halves of letters
         elif isinstance(item, StructureError):
             yield name, item
         else:
@@ -589,10 +591,11 @@ def record_to_example(record, name, vocab_size, atom_vocab_size=121):
             i = wrong.argmax()
             hint = " as in this processor's vocabulary; is it the one of these records?" if key == "B" else "."
             raise StructureError("bad_token", f"{name}: {key}[{i}] is {tokens[i]}, expected {least} to {size - 1}{hint}")
-    if not np.isfinite(positions).all():
-        atom = int((~np.isfinite(positions)).any(-1).argmax())
+    inside = np.abs(positions) < LARGEST_COORDINATE
+    if not inside.all():
+        atom = int((~inside).any(-1).argmax())
         raise StructureError(
-            "bad_coordinates", f"{name}: atom {atom} is at {positions[atom].tolist()}, expected finite coordinates in angstrom."
+            "bad_coordinates", f"{name}: atom {atom} is at {positions[atom].tolist()}, expected coordinates in angstrom."
         )
     starts = np.r_[0, lengths.cumsum()[:-1]]
     _check_segments(name, blocks, atoms, lengths, segments, starts)

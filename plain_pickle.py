@@ -140,6 +140,10 @@ _FLOATS = re.compile(rb"(?:G.{8})+", re.DOTALL)
 _BOOLEANS = re.compile(rb"[\x88\x89]+")
 
 
+class EndOfFile(EOFError):
+    """There is no more to read."""
+
+
 class PlainUnpickler(pickle._Unpickler):
     """Reads a pickle of a list of records and hands out each record as soon as it is complete.
 
@@ -164,7 +168,7 @@ class PlainUnpickler(pickle._Unpickler):
         while size < count:
             parts.append(self.stream.read(CHUNK))
             if not parts[-1]:
-                raise EOFError
+                raise EndOfFile
             size += len(parts[-1])
         self.offset += self.at
         self.data, self.at = b"".join(parts), 0
@@ -185,7 +189,7 @@ class PlainUnpickler(pickle._Unpickler):
     def is_at_end(self):
         try:
             self.fill(1)
-        except EOFError:
+        except EndOfFile:  # not gzip's EOFError, which says that the file is cut off
             return True
         return False
 

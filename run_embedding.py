@@ -206,7 +206,7 @@ def main(argv=None):
         sizes = np.array([len(ids) for ids in dataset.select_columns("input_ids")["input_ids"]])[usable]
         tokens = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
         output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = output.with_name(output.name + ".tmp")
+        temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         table_schema, written = schema(level, columns, arguments.dtype), 0
         with (
             pq.ParquetWriter(temporary, table_schema) as writer,

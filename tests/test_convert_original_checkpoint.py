@@ -615,3 +615,99 @@ def test_a_model_trained_here_goes_there(tmp_path, tokenizer, capsys):
     ours, state_dict = convert_state_dict(weights, config)
     assert all(torch.equal(state_dict[name], tensor) for name, tensor in model.state_dict().items())
     assert ours.attend_to_padding and ours.direction_softening == 0
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"n_layers": "4"}, "`n_layers` is '4', expected a whole number"),
+        ({"n_layers": 4.0}, "`n_layers` is 4.0"),
+        ({"k_neighbors": 8.5}, "`k_neighbors` is 8.5"),
+        ({"k_neighbors": None}, "no k_neighbors"),
+        ({"global_message_passing": "false"}, "`global_message_passing` is 'false', expected true or false"),
+        ({"dropout": "x"}, "`dropout` is 'x', expected a number"),
+        ({"block_hidden_size": {}}, "`block_hidden_size` is {}"),
+        ({"model_type": []}, "`model_type` is []"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(changes, words, files):
+    assert words in error_of(*files("PredictionModel", **changes))
+
+
+def test_constants_of_e3nn_are_compared(files, tmp_path):
+    def flipped(weights):
+        return {name: -w if "layers.1.tp." in name and name.endswith("w3j_1_1_1") else w for name, w in weights.items()}
+
+    message = error_of(*files("PredictionModel", flipped))
+    assert "constants of other values: encoder.encoder.layers.1.tp" in message
+
+
+def test_half_precision_comes_as_it_is_and_mixed_is_widened(files, tmp_path):
+    for dtype in (torch.float16, torch.bfloat16):
+        convert_main([str(x) for x in files("PredictionModel", lambda weights: {n: w.to(dtype) for n, w in weights.items()})])
+        assert AtomicaModel.from_pretrained(tmp_path / "model", dtype="auto").dtype == dtype
+        (tmp_path / "model").rename(tmp_path / str(dtype))
+    half = "block_embedding.block_embedding.weight"
+    convert_main([str(x) for x in files("PredictionModel", lambda weights: {**weights, half: weights[half].half()})])
+    assert AtomicaModel.from_pretrained(tmp_path / "model", dtype="auto").dtype == torch.float32
+
+
+def test_check_notices_what_is_not_a_number_and_files_of_other_kinds(request, tmp_path):
+    shared = request.getfixturevalue("shared")
+    (tmp_path / "config.json").write_text(json.dumps(load("dimers_embedding", request)[0]))
+    command = ["--config", tmp_path / "config.json", "--weights", HERE / "dimers_embedding.safetensors",
+               "--fragment_vocabulary", shared / "data/original/ps_vocab_300.txt",
+               "--output_dir", tmp_path / "model"]  # fmt: skip
+    tensors = load_file(HERE / "dimers_embedding.safetensors")
+    nan = tensors["output.block_repr"].clone()
+    nan[3] = torch.nan
+    wrong = {
+        "--tolerance": {"output.block_repr": nan},
+        "input.B must be": {"input.B": tensors["input.B"] + 1000},
+        "input.X has shape": {"input.X": tensors["input.X"][:5]},
+        "its input cannot be used": {"input.segment_ids": tensors["input.segment_ids"][:5]},
+    }
+    for words, changes in wrong.items():
+        save_file({**tensors, **changes}, tmp_path / "wrong.safetensors")
+        message = error_of(*command, "--check", tmp_path / "wrong.safetensors")
+        assert words in message and "wrong.safetensors" in message and not (tmp_path / "model").exists()
+    for text in ("[1]", '"x"', "null", '{"input": [1], "output": {}}', '{"input": {"X": "text"}, "output": {"a": 1}}'):
+        (tmp_path / "wrong.json").write_text(text)
+        assert "wrong.json" in error_of(*command, "--check", tmp_path / "wrong.json")
+
+
+def test_what_reverse_cannot_say_is_an_error(tmp_path, tokenizer):
+    def folder(name, architecture, with_tokenizer=True, **changes):
+        model = getattr(atomica_hf, architecture)(tiny_config(**changes))
+        model.save_pretrained(tmp_path / name)
+        if with_tokenizer:
+            tokenizer.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    back = ("--output_dir", tmp_path / "back")
+    sequence = "AtomicaForSequenceClassification"
+    assert "the tokenizer beside it" in error_of("--reverse", folder("a", "AtomicaModel", False), *back)
+    assert "num_modalities" in error_of("--reverse", folder("b", "AtomicaModel", num_modalities=8), *back)
+    assert "takes none" in error_of("--reverse", folder("c", "AtomicaForMaskedLM", block_feature_size=5), *back)
+    different = {"num_labels": 1, "pooling": "block_sum", "block_feature_size": 5, "classifier_activation": "gelu"}
+    assert "block_feature_activation" in error_of("--reverse", folder("d", sequence, **different), *back)
+    path = folder("e", sequence, num_labels=1)
+    weights = load_file(path / "model.safetensors")
+    save_file(
+        {n: w for n, w in weights.items() if not n.startswith("classifier")}, path / "model.safetensors", {"format": "pt"}
+    )
+    assert "weights are missing: classifier.layers.0.bias" in error_of("--reverse", path, *back)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    assert "'bert'" in error_of("--reverse", path, *back)
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": "x"}))
+    assert "no Atomica model" in error_of("--reverse", path, *back)
+    assert not (tmp_path / "back").exists()
+
+
+def test_masked_padding_of_a_masked_node_model_goes_back(tmp_path, tokenizer, request):
+    config, weights = original_checkpoint("MaskedNodeModel", request)
+    ours, _ = convert_state_dict(weights, {**config, "attn_pad_mask": True})
+    assert not ours.attend_to_padding and original_config(ours)["attn_pad_mask"] is True
+    ours.attend_to_padding = True
+    assert original_config(ours)["attn_pad_mask"] is False

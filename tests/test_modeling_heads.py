@@ -267,3 +267,64 @@ def test_a_head_learns(examples):
             loss.backward()
             optimizer.step()
         assert loss < 0.1, cls.__name__
+
+
+def test_outputs_have_their_fields_in_the_declared_order(examples):
+    batch = to_batch(examples)
+    model = build(AtomicaForSequenceClassification, num_labels=2, pooling="block_sum")
+    output = model(**batch, labels=torch.tensor([0, 1, 0, 1, 0, 1]))
+    assert list(output)[:3] == ["loss", "logits", "block_logits"] and output[1].shape == (6, 2)
+    assert model(**batch, return_dict=False)[0].shape == (6, 2)
+    nothing_hidden = torch.full_like(batch["input_ids"], -100)
+    assert list(build(AtomicaForPreTraining)(**batch, labels=nothing_hidden))[0] == "loss"
+    output = build(AtomicaForInterfaceContrast)(**batch, **{f"complex_{name}": value for name, value in batch.items()})
+    assert list(output)[:4] == ["loss", "side_embeds", "complex_embeds", "logits_per_side"]
+
+
+def test_the_trainer_gets_logits_and_metrics(tmp_path, examples):
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    keep = ("input_ids", "token_type_ids", "attention_mask", "atom_ids", "atom_to_block", "positions")
+    rows = [{**{key: np.asarray(e[key]).tolist() for key in keep}, "label": i % 3} for i, e in enumerate(examples)]
+    dataset, seen = Dataset.from_list(rows), []
+
+    def metrics(prediction):
+        seen.append(prediction.predictions.shape)
+        return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+    model = AtomicaForSequenceClassification(tiny_config(num_labels=3))
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, per_device_train_batch_size=3, per_device_eval_batch_size=4,
+                                  report_to=[], save_strategy="no", use_cpu=True)  # fmt: skip
+    trainer = Trainer(
+        model, arguments, train_dataset=dataset, eval_dataset=dataset, data_collator=AtomicaCollator(), compute_metrics=metrics
+    )
+    trainer.train()
+    assert "eval_accuracy" in trainer.evaluate() and seen == [(6, 3)]
+
+
+def test_missing_classes_among_labels(examples):
+    labels = AtomicaCollator()([{**e, "labels": v} for e, v in zip(examples, [None, 1, 2, None, 0, 1])])["labels"]
+    model = build(AtomicaForSequenceClassification, num_labels=3)
+    output = model(**to_batch(examples), labels=labels)
+    present = ~labels.isnan()
+    assert torch.allclose(output.loss, F.cross_entropy(output.logits[present], labels[present].long()))
+
+
+@pytest.mark.parametrize("size", [250, 200])
+def test_resized_vocabularies_save_and_load(size, tmp_path, examples):
+    for cls in (AtomicaForMaskedLM, AtomicaForPreTraining):
+        model = build(cls, dtype=torch.float32)
+        batch = to_batch(examples[:1], torch.float32)
+        batch["input_ids"] = batch["input_ids"].clamp_max(min(size, 240) - 1)
+        before = model(**batch)
+        model.resize_token_embeddings(size)
+        model.save_pretrained(tmp_path / cls.__name__)
+        again, info = cls.from_pretrained(tmp_path / cls.__name__, output_loading_info=True)
+        assert not info["missing_keys"] and again.config.vocab_size == size
+        after = again.eval()(**batch)
+        name = "logits" if cls is AtomicaForMaskedLM else "prediction_logits"
+        assert after[name].shape[-1] == size - (0 if name == "logits" else 4)
+        if size > 240:
+            kept = before[name].shape[-1]
+            assert torch.allclose(after[name][..., :kept], before[name], atol=1e-5)
