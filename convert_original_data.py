@@ -28,12 +28,14 @@ from original_data import (
     read_original_records,
     record_to_example,
 )  # fmt: skip
-from prepare_dataset import is_prepared, load_prepared, load_processor, prepare
+from prepare_dataset import as_read_report, is_prepared, load_prepared, load_processor, prepare, report_text
 
 
 @dataclass
 class ConversionArguments:
-    output_dir: str | None = field(default=None, metadata={"help": "Folder for the dataset; must not exist."})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the dataset; must not exist, or be one that this command began."}
+    )
     reverse: str | None = field(default=None, metadata={"help": "A prepared dataset to be written as ATOMICA's records."})
     output_file: str | None = field(default=None, metadata={"help": "With --reverse: .jsonl or .jsonl.gz file to write."})
     processor: str = field(
@@ -100,7 +102,8 @@ def main(argv=None):
                 )
         processor = load_processor(arguments.processor)
         report = prepare(rest.inputs, arguments.output_dir, processor, max_samples=arguments.max_samples)
-        print(closing_line(arguments.output_dir, report, "records"))
+        print(report_text(report), file=sys.stderr)
+        print(closing_line(arguments.output_dir, as_read_report(report), "records"))
         return
     if rest.inputs or arguments.output_file is None or arguments.output_dir is not None:
         raise StructureError("usage", f"{usage}.")

@@ -58,7 +58,7 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     """
     mol = Chem.AddHs(mol)
     parameters = AllChem.ETKDGv3()
-    parameters.randomSeed = seed
+    parameters.randomSeed = seed + 1  # for RDKit 0 and 1 are the same
     parameters.timeout = EMBEDDING_SECONDS
     reason = f"none was found in {EMBEDDING_SECONDS} s"
     start = time.monotonic()

@@ -285,8 +285,11 @@ class AtomicaProcessor(ProcessorMixin):
                 add_block(block.token, segment, component.origin, elements, block.positions.tolist(), names)
             is_polymer = any(block.component.mol is None for block in blocks)
             example["segment_is_polymer"].append(int(is_polymer))
+            atoms_of = {}
+            for index, atom in where:
+                atoms_of.setdefault(index, []).append(atom)
             for index, component in {block.index: block.component for block in blocks}.items():
-                atoms = [atom for i, atom in where if i == index]
+                atoms = atoms_of[index]
                 for stays, turns, moving in _turns(component, atoms, is_polymer):
                     example["torsion_bonds"].append([where[index, stays], where[index, turns]])
                     example["torsion_atoms"].append([where[index, atom] for atom in moving])

@@ -644,7 +644,8 @@ def test_constants_of_e3nn_are_compared(files, tmp_path):
 
 def test_half_precision_comes_as_it_is_and_mixed_is_widened(files, tmp_path):
     for dtype in (torch.float16, torch.bfloat16):
-        convert_main([str(x) for x in files("PredictionModel", lambda weights: {n: w.to(dtype) for n, w in weights.items()})])
+        command = files("PredictionModel", lambda weights, dtype=dtype: {n: w.to(dtype) for n, w in weights.items()})
+        convert_main([str(x) for x in command])
         assert AtomicaModel.from_pretrained(tmp_path / "model", dtype="auto").dtype == dtype
         (tmp_path / "model").rename(tmp_path / str(dtype))
     half = "block_embedding.block_embedding.weight"

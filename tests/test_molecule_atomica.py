@@ -122,6 +122,10 @@ def test_tables_of_parquet_and_several_conformers(tmp_path):
     found = list(read_structures(tmp_path / "t.parquet", report, ReadOptions(num_conformers=2, seed=5)))
     assert [s.name for s in found] == ["a", "a #2", "b", "b #2"] and len(report.rejected) == 1
     assert found[0].properties == {"smiles": "CCO", "name": "a", "y": "1.5"}
+    zero, one = (
+        s.segments[0][0].positions for s in read_structures(tmp_path / "t.parquet", report, num_conformers=2) if "a" in s.name
+    )
+    assert not np.allclose(zero, one)
     first, second = (s.segments[0][0].positions for s in found[:2])
     assert not np.allclose(first, second)
     again = list(read_structures(tmp_path / "t.parquet", report, num_conformers=2, seed=5))
