@@ -920,9 +920,11 @@ class AtomicaRigidHead(nn.Module):
         """-> translation and rotation, each `(batch, 3)`, or None for what the model does not predict."""
         dtype = atom_irreps.dtype
         inside = index.atom_mask & (index.atom_segments == perturbed_segment[:, None])
-        weight = mean_weight(inside, index.positions.dtype)
-        centre = (index.positions * weight.unsqueeze(-1)).sum(1, keepdim=True)
-        vectors = (index.positions - centre) * inside.unsqueeze(-1)
+        # a global atom lies at the centre but for rounding: its direction is the difference of nearly equal numbers
+        positions = index.positions if index.positions.device.type == "mps" else index.positions.double()
+        weight = mean_weight(inside, positions.dtype)
+        centre = (positions * weight.unsqueeze(-1)).sum(1, keepdim=True)
+        vectors = (positions - centre) * inside.unsqueeze(-1)
         harmonics = spherical_harmonics(vectors, self.softening).to(dtype)
         radial = self.distance_embedding(vectors.norm(dim=-1).to(dtype))
         edges = EdgeFeatures(index.flat_atom.clamp_min(0), None, harmonics, radial, weight.to(dtype))

@@ -18,6 +18,7 @@ from convert_original_checkpoint import (
     convert_tensors,
     original_batch_to_inputs,
     original_config,
+    original_outputs,
     original_state_dict,
 )
 from convert_original_checkpoint import main as convert_main
@@ -80,6 +81,19 @@ def test_pretraining_gives_the_same_numbers_and_gradients(name, request):
     assert len(expected) > 100
     for key, gradient in expected.items():
         assert (parameters[key].grad - gradient).abs().max() <= 1e-6 * largest, key
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, "regression"])
+def test_single_precision_is_near(name, request):
+    original, groups = load(name, request, torch.float32)
+    config, state_dict = convert_state_dict(groups["state_dict"], original)
+    model = getattr(atomica_hf, config.architectures[0])(config)
+    model.load_state_dict(state_dict)
+    found, expected = original_outputs(model, groups["input"]), load(name, request)[1]["output"]
+    compared = [key for key in found if key in expected]
+    assert {"loss"} < set(compared)
+    for key in compared:
+        assert close(found[key], expected[key], 1e-5), key
 
 
 @pytest.mark.parametrize("name", EMBEDDING)
