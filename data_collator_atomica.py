@@ -275,7 +275,7 @@ class AtomicaCollator:
 
     def __call__(self, examples):
         optional = ("modality_ids", "block_features")
-        batch = pad_examples(examples, [*MODEL_INPUTS, *(name for name in optional if name in examples[0])])
+        batch = pad_examples(examples, [*MODEL_INPUTS, *(name for name in optional if examples[0].get(name) is not None)])
         name = next((name for name in ("labels", "label") if name in examples[0]), None)
         if name is not None:
             batch["labels"] = torch.from_numpy(pad_labels(examples, name, batch["input_ids"].shape[1]))
