@@ -1,9 +1,5 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
-"""Block vocabulary, and molecules cut into fragments by principal subgraphs.
-
-Principal subgraphs (Kong et al., NeurIPS 2022, arXiv 2106.15098): every atom starts as a fragment of its own; again and
-again, the pair of neighbouring fragments whose joined canonical SMILES is the most frequent of the vocabulary is merged.
-"""
+"""Block vocabulary: residues, nucleotides, elements, and fragments of small molecules, as tokens."""
 
 import json
 import os
@@ -13,6 +9,17 @@ from pathlib import Path
 from rdkit import Chem
 from transformers import PreTrainedTokenizer
 
+from .fragmentation_atomica import (
+    ATOM_ORDERS,
+    Fragmentation,
+    Fragments,
+    FragmentVocabulary,
+    MoleculeGraph,
+    parse_smiles,
+    read_molecule,
+)
+from .mining_atomica import mine
+
 
 SPECIAL_TOKENS = ("<pad>", "<mask>", "<unk>", "<global>")
 AMINO_ACIDS = tuple("GLY ALA VAL LEU ILE PHE TRP TYR ASP HIS ASN GLU LYS GLN MET ARG SER THR CYS PRO".split())
@@ -21,98 +28,7 @@ ELEMENTS = tuple(Chem.GetPeriodicTable().GetElementSymbol(number) for number in 
 BASE_TOKENS = SPECIAL_TOKENS + AMINO_ACIDS + NUCLEOTIDES + ELEMENTS
 
 VOCAB_FILES_NAMES = {"vocab_file": "vocab.json"}
-ATOM_ORDERS = ("canonical", "input")
-
-
-def parse_smiles(smiles):
-    """SMILES -> sanitised RDKit molecule.
-
-    Raises:
-        `ValueError`: with the SMILES, if it does not parse or has no atoms.
-    """
-    if not isinstance(smiles, str):
-        raise ValueError(f"Expected a SMILES string, got {type(smiles).__name__}: {smiles!r}.")
-    mol = Chem.MolFromSmiles(smiles) if len(smiles.split()) == 1 else None  # RDKit would take a second word for a name
-    if mol is None or mol.GetNumAtoms() == 0:
-        raise ValueError(f"Not a SMILES that RDKit can parse and sanitise: {smiles!r}.")
-    return mol
-
-
-def heavy_atoms(mol):
-    """Molecule without explicit hydrogens (kept if it has nothing else), and the index of each atom left in `mol`.
-
-    Raises:
-        `ValueError`: for dummy and query atoms, which are no element.
-    """
-    for atom in mol.GetAtoms():
-        if atom.GetAtomicNum() == 0:
-            raise ValueError(f"Atom {atom.GetIdx()} of {Chem.MolToSmiles(mol)!r} is {atom.GetSymbol()!r}, expected an element.")
-    numbers = [atom.GetAtomicNum() for atom in mol.GetAtoms()]
-    if 1 not in numbers or all(number == 1 for number in numbers):
-        return mol, list(range(len(numbers)))
-    mol = Chem.Mol(mol)
-    for atom in mol.GetAtoms():
-        atom.SetIntProp("_atomica_index", atom.GetIdx())
-    parameters = Chem.RemoveHsParameters()
-    for name in dir(parameters):
-        if name.startswith("remove"):
-            setattr(parameters, name, True)
-    parameters.showWarnings = False
-    mol = Chem.RemoveHs(mol, parameters, sanitize=False)
-    kept = [atom.GetIntProp("_atomica_index") for atom in mol.GetAtoms()]
-    return mol, kept
-
-
-class _Fragmentation:
-    """The fragments of one molecule while they grow. Groups are dictionaries in the order of the published procedure, whose
-    ties are broken by what it meets first."""
-
-    def __init__(self, mol):
-        self.mol = mol
-        self.neighbors = [[n.GetIdx() for n in atom.GetNeighbors()] for atom in mol.GetAtoms()]
-        self.groups = {i: [i] for i in range(mol.GetNumAtoms())}
-        self.owner = list(self.groups)
-        self.next_group = len(self.groups)
-        self.smiles = {}
-
-    def joined_smiles(self, atoms):
-        key = frozenset(atoms)
-        if key not in self.smiles:
-            bonds = [b.GetIdx() for b in self.mol.GetBonds() if b.GetBeginAtomIdx() in key and b.GetEndAtomIdx() in key]
-            self.smiles[key] = Chem.MolToSmiles(Chem.PathToSubmol(self.mol, bonds))
-        return self.smiles[key]
-
-    def pairs(self):
-        """Joined SMILES -> pairs of neighbouring groups."""
-        found = {}
-        for group, atoms in self.groups.items():
-            near = [self.owner[j] for i in atoms for j in self.neighbors[i] if j < i and self.owner[j] != group]
-            # a set, not a sorted list: where a pair stands decides ties, and the published procedure iterates over one
-            for other in set(near):
-                found.setdefault(self.joined_smiles(atoms + self.groups[other]), []).append((group, other))
-        return found
-
-    def merge(self, pairs):
-        for a, b in pairs:
-            if a in self.groups and b in self.groups:
-                merged = self.groups[self.next_group] = self.groups.pop(a) + self.groups.pop(b)
-                for i in merged:
-                    self.owner[i] = self.next_group
-                self.next_group += 1
-
-    def run(self, counts):
-        """Merges as long as a joined SMILES is in `counts` (SMILES -> frequency)."""
-        while True:
-            pairs = self.pairs()
-            known = [smiles for smiles in pairs if smiles in counts]
-            if not known:
-                return self
-            self.merge(pairs[max(known, key=counts.__getitem__)])
-
-    def result(self):
-        """List of (token, atom indices)."""
-        symbol = lambda i: self.mol.GetAtomWithIdx(i).GetSymbol()  # noqa: E731
-        return [(symbol(a[0]) if len(a) == 1 else self.joined_smiles(a), a) for a in self.groups.values()]
+MOLECULE_CACHE_SIZE = 20_000  # molecules that a tokenizer remembers
 
 
 class AtomicaTokenizer(PreTrainedTokenizer):
@@ -144,10 +60,7 @@ class AtomicaTokenizer(PreTrainedTokenizer):
         if atom_order not in ATOM_ORDERS:
             raise ValueError(f"`atom_order` is {atom_order!r}, expected one of {', '.join(ATOM_ORDERS)}.")
         self.atom_order = atom_order
-        self.fragments = [] if vocab_file is None else self._read_vocabulary(vocab_file)
-        self.fragment_counts = {f["token"]: f["count"] for f in self.fragments}
-        self._tokens = list(BASE_TOKENS) + [f["token"] for f in self.fragments if f["token"] not in ELEMENTS]
-        self._ids = {token: i for i, token in enumerate(self._tokens)}
+        self._set_fragments([] if vocab_file is None else self._read_vocabulary(vocab_file))
         if len(self._ids) != len(self._tokens):
             twice = [token for token, n in Counter(self._tokens).items() if n > 1]
             raise ValueError(f"The fragment vocabulary names these tokens twice: {', '.join(twice)}.")
@@ -159,6 +72,13 @@ class AtomicaTokenizer(PreTrainedTokenizer):
             cls_token=cls_token,
             **kwargs,
         )
+
+    def _set_fragments(self, fragments):
+        self.fragments = fragments
+        self.fragment_counts = {f["token"]: f["count"] for f in fragments}
+        self._vocabulary = FragmentVocabulary(self.fragment_counts)
+        self._tokens = list(BASE_TOKENS) + [f["token"] for f in fragments if f["token"] not in ELEMENTS]
+        self._ids = {token: i for i, token in enumerate(self._tokens)}
 
     @staticmethod
     def _read_vocabulary(path):
@@ -173,10 +93,7 @@ class AtomicaTokenizer(PreTrainedTokenizer):
     @classmethod
     def _from_fragments(cls, fragments, **kwargs):
         tokenizer = cls(**kwargs)
-        tokenizer.fragments = fragments
-        tokenizer.fragment_counts = {f["token"]: f["count"] for f in fragments}
-        tokenizer._tokens = list(BASE_TOKENS) + [f["token"] for f in fragments if f["token"] not in ELEMENTS]
-        tokenizer._ids = {token: i for i, token in enumerate(tokenizer._tokens)}
+        tokenizer._set_fragments(fragments)
         tokenizer._update_total_vocab_size()
         return tokenizer
 
@@ -200,43 +117,46 @@ class AtomicaTokenizer(PreTrainedTokenizer):
             fragments.append({"token": fields[0], "atoms": int(fields[1]), "count": int(fields[2])})
         return cls._from_fragments(fragments, atom_order=atom_order, **kwargs)
 
-    def train_new_from_iterator(self, text_iterator, vocab_size, min_count=2, **kwargs):
+    def train_new_from_iterator(
+        self,
+        text_iterator,
+        vocab_size,
+        min_count=2,
+        num_proc=1,
+        checkpoint_file=None,
+        checkpoint_seconds=60,
+        rejected=None,
+        progress=None,
+        **kwargs,
+    ):
         """Mines a vocabulary from SMILES by merging, again and again, the most frequent pair of neighbouring fragments.
 
         Args:
             text_iterator (iterable of `str` or of lists of `str`): SMILES.
             vocab_size (`int`): number of tokens, the special ones, residues and elements included.
             min_count (`int`): a fragment less frequent than this ends the mining.
+            num_proc (`int`): processes; the result does not depend on their number.
+            checkpoint_file (path): the merges so far are kept in this file every `checkpoint_seconds`, and at the end. If it
+                exists, mining goes on from there, also towards another `vocab_size` or `min_count`.
+            rejected (`list`): takes (SMILES, message) of what cannot be read, which is then left out instead of an error.
+            progress (`bool`): show bars; by default on a terminal only.
 
         Returns:
             `AtomicaTokenizer` with the same settings. Equal counts are broken by the alphabet.
 
         Raises:
-            `ValueError`: for a SMILES that does not parse, or a `vocab_size` without room for fragments.
+            `ValueError`: for a SMILES that does not parse, a `vocab_size` without room for fragments, or a checkpoint of other
+            molecules.
         """
-        if vocab_size <= len(BASE_TOKENS):
+        room = vocab_size - len(BASE_TOKENS)
+        if room <= 0:
             raise ValueError(
                 f"`vocab_size` is {vocab_size}, expected more than the {len(BASE_TOKENS)} tokens without fragments."
             )
         smiles = [s for batch in text_iterator for s in ([batch] if isinstance(batch, str) else batch)]
-        molecules = [_Fragmentation(self._ordered(heavy_atoms(parse_smiles(s))[0])[0]) for s in smiles]
-        elements = Counter(atom.GetSymbol() for m in molecules for atom in m.mol.GetAtoms())
-        counts = {}
-        pairs = [m.pairs() for m in molecules]
-        while len(counts) < vocab_size - len(BASE_TOKENS):
-            total = Counter()
-            for found in pairs:
-                total.update({s: len(p) for s, p in found.items()})
-            if not total:
-                break
-            best = min(total, key=lambda s: (-total[s], s))
-            if total[best] < min_count:
-                break
-            counts.setdefault(best, total[best])
-            for i, m in enumerate(molecules):
-                if best in pairs[i]:
-                    m.merge(pairs[i][best])
-                    pairs[i] = m.pairs()
+        counts, elements = mine(
+            smiles, room, min_count, self.atom_order, num_proc, checkpoint_file, checkpoint_seconds, rejected, progress
+        )
         sizes = {s: Chem.MolFromSmiles(s, sanitize=False).GetNumAtoms() for s in counts}
         fragments = [{"token": s, "atoms": sizes[s], "count": n} for s, n in counts.items()]
         fragments.sort(key=lambda f: (-f["atoms"], -f["count"], f["token"]))
@@ -245,20 +165,6 @@ class AtomicaTokenizer(PreTrainedTokenizer):
 
     # fragments ----------------------------------------------------------------------------------------------------------
 
-    def _ordered(self, mol):
-        """The molecule in the order of atoms that decides ties, and the index each atom had. Canonical order also forgets
-        stereochemistry, which would split one fragment into many."""
-        if self.atom_order == "input":
-            return mol, list(range(mol.GetNumAtoms()))
-        mol = Chem.Mol(mol)
-        smiles = Chem.MolToSmiles(mol, isomericSmiles=False)
-        parameters = Chem.SmilesParserParams()
-        parameters.removeHs = False
-        again = Chem.MolFromSmiles(smiles, parameters)
-        if again is None:
-            raise ValueError(f"RDKit cannot read its own SMILES of this molecule: {smiles!r}.")
-        return again, list(mol.GetPropsAsDict(True, True)["_smilesAtomOutputOrder"])
-
     def fragment(self, mol):
         """Cuts a molecule into fragments.
 
@@ -266,28 +172,64 @@ class AtomicaTokenizer(PreTrainedTokenizer):
             mol (`rdkit.Chem.Mol` or SMILES): explicit hydrogens are left out, unless it has nothing else.
 
         Returns:
-            Tokens, and the atom indices (of `mol`) of each, as two lists. Every heavy atom is in exactly one fragment.
+            Tokens, and the atom indices (of `mol`) of each, as two lists. Every heavy atom is in exactly one fragment, and no
+            fragment spans two molecules.
 
         Raises:
-            `ValueError`: for SMILES that do not parse, and for atoms that are no element.
+            `ValueError`: for SMILES that do not parse, and for atoms that are no element, naming the atom.
         """
-        if isinstance(mol, str):
-            mol = parse_smiles(mol)
-        heavy, kept = heavy_atoms(mol)
-        ordered, order = self._ordered(heavy)
-        found = _Fragmentation(ordered).run(self.fragment_counts).result()
-        return [token for token, _ in found], [[kept[order[i]] for i in atoms] for _, atoms in found]
+        return self.fragment_batch([mol])[0]
+
+    def fragment_batch(self, mols):
+        """`fragment` of each of many molecules, faster: reading a hundred of them before cutting them suits the processor."""
+        results, vocabulary = [], self._vocabulary
+        for start in range(0, len(mols), 100):
+            for smiles, heavy, place, order in [read_molecule(mol, self.atom_order) for mol in mols[start : start + 100]]:
+                if smiles in vocabulary.molecules:
+                    tokens, groups = vocabulary.molecules[smiles]
+                else:
+                    tokens, groups = Fragmentation(MoleculeGraph.of(smiles, heavy, place)).run(vocabulary)
+                    if smiles is not None:
+                        if len(vocabulary.molecules) >= MOLECULE_CACHE_SIZE:
+                            vocabulary.molecules.clear()
+                        vocabulary.molecules[smiles] = tokens, groups
+                results.append((list(tokens), [[order[atom] for atom in atoms] for atoms in groups]))
+        return results
+
+    def cut(self, mol):
+        """As `fragment`, with the atoms and bonds that `to_smiles` needs: returns `Fragments`."""
+        mol = parse_smiles(mol) if isinstance(mol, str) else mol
+        return Fragments.of(mol, *self.fragment(mol))
+
+    def to_smiles(self, fragments):
+        """`Fragments` -> canonical SMILES of the whole molecule, with its stereochemistry.
+
+        Raises:
+            `ValueError`: if an atom is in no fragment or in two, or if no molecule results.
+        """
+        return fragments.to_smiles()
 
     def tokenize(self, text, **kwargs):
-        if not text.strip():
-            raise ValueError(f"Expected a SMILES string, got {text!r}.")
-        return super().tokenize(text, **kwargs)
+        """SMILES -> tokens; a special token stands for itself. Added tokens are names of blocks and never split a SMILES."""
+        if text in self.all_special_tokens:
+            return [text]
+        return self._tokenize(text)
 
     def _tokenize(self, text, **kwargs):
-        tokens = []
-        for molecule in Chem.GetMolFrags(parse_smiles(text), asMols=True, sanitizeFrags=False):
-            tokens += [self.cls_token] * bool(tokens) + self.fragment(molecule)[0]
-        return tokens
+        return self._tokens_and_atoms(text)[0]
+
+    def _tokens_and_atoms(self, text):
+        """Tokens of all molecules of a SMILES, each but the first after its `<global>`, and the atoms of each token."""
+        if "." not in text:
+            return self.fragment(text)
+        indices = []
+        parts = Chem.GetMolFrags(parse_smiles(text), asMols=True, sanitizeFrags=False, fragsMolAtomMapping=indices)
+        tokens, atoms = [], []
+        for molecule, index in zip(parts, indices):
+            found, groups = self.fragment(molecule)
+            tokens += [self.cls_token] * bool(tokens) + found
+            atoms += [[]] * bool(atoms) + [[index[atom] for atom in group] for group in groups]
+        return tokens, atoms
 
     def convert_tokens_to_string(self, tokens):
         return " ".join(tokens)
@@ -327,6 +269,72 @@ class AtomicaTokenizer(PreTrainedTokenizer):
 
     # sequences ----------------------------------------------------------------------------------------------------------
 
+    def _encode_plus(self, text, text_pair=None, *args, return_atoms=False, return_offsets_mapping=False, **kwargs):
+        """As in Transformers; `return_atoms=True` adds `atoms`: for every block, the indices of its atoms in its SMILES."""
+        if return_offsets_mapping:
+            raise ValueError("Fragments are no stretches of a SMILES, so there are no offsets; use `return_atoms=True`.")
+        if not return_atoms:
+            return super()._encode_plus(text, text_pair, *args, **kwargs)
+        if kwargs.get("return_tensors") or kwargs.get("return_overflowing_tokens"):
+            raise ValueError("`return_atoms=True` gives lists of lists; it goes without tensors and overflowing tokens.")
+        encoded = super()._encode_plus(text, text_pair, *args, **kwargs)
+        if isinstance(text, str):
+            encoded["atoms"] = self._atoms_of_blocks(encoded["input_ids"], text, text_pair, **kwargs)
+        else:
+            items = [item if isinstance(item, (tuple, list)) else (item,) for item in text]
+            items = [(*item, other) for item, other in zip(items, text_pair)] if text_pair else items
+            encoded["atoms"] = [self._atoms_of_blocks(ids, *item, **kwargs) for ids, item in zip(encoded["input_ids"], items)]
+        return encoded
+
+    def _atoms_of_blocks(self, input_ids, text, text_pair=None, **kwargs):
+        """The atoms of the blocks that truncation has left, [] for special tokens and padding."""
+        texts = [text] if text_pair is None else [text, text_pair]
+        found = [self._tokens_and_atoms(part) for part in texts]
+        ids = [self.convert_tokens_to_ids(tokens) for tokens, _ in found] + [None]
+        special = 1 if kwargs.get("add_special_tokens", True) else 0
+        too_many = sum(special + len(part) for part in ids[: len(texts)]) - (kwargs.get("max_length") or 0)
+        strategy = kwargs.get("truncation_strategy", "do_not_truncate")
+        kept = ids[:2]
+        if too_many > 0 and kwargs.get("max_length") and strategy != "do_not_truncate":
+            kept = self.truncate_sequences(*ids[:2], num_tokens_to_remove=too_many, truncation_strategy=strategy)[:2]
+        atoms = []
+        for (_, groups), part in zip(found, kept):
+            if part is not None:
+                start = len(groups) - len(part) if self.truncation_side == "left" else 0
+                atoms += [[]] * special + groups[start : start + len(part)]
+        padding = [[]] * (len(input_ids) - len(atoms))
+        return padding + atoms if self.padding_side == "left" else atoms + padding
+
+    def truncate_sequences(self, ids, pair_ids=None, num_tokens_to_remove=0, truncation_strategy="longest_first", stride=0):
+        """As in Transformers, by blocks; no molecule is left with a bare `<global>`.
+
+        Raises:
+            `ValueError`: if nothing of the first molecule would be left.
+        """
+        strategy = getattr(truncation_strategy, "value", truncation_strategy)
+        if num_tokens_to_remove > 0 and strategy == "longest_first" and pair_ids is not None:
+            lengths = [len(ids), len(pair_ids)]
+            for _ in range(min(num_tokens_to_remove, sum(lengths))):
+                lengths[lengths[1] >= lengths[0]] -= 1
+            left = self.truncation_side == "left"
+            ids, pair_ids = (
+                part[len(part) - size :] if left else part[:size] for part, size in zip((ids, pair_ids), lengths)
+            )  # fmt: skip
+            overflow = []
+        else:
+            ids, pair_ids, overflow = super().truncate_sequences(
+                ids, pair_ids, num_tokens_to_remove, truncation_strategy, stride
+            )
+        if num_tokens_to_remove > 0:
+            end = 0 if self.truncation_side == "left" else -1
+            for part in (ids, pair_ids):
+                while part and part[end] == self.global_token_id:
+                    part.pop(end)
+            if not ids:
+                raise ValueError(f"Truncating by {num_tokens_to_remove} leaves no block of the first molecule.")
+            pair_ids = pair_ids or None
+        return ids, pair_ids, overflow
+
     def build_inputs_with_special_tokens(self, token_ids_0, token_ids_1=None):
         ids = [self.global_token_id] + token_ids_0
         return ids if token_ids_1 is None else ids + [self.global_token_id] + token_ids_1
@@ -352,6 +360,4 @@ __all__ = [
     "NUCLEOTIDES",
     "SPECIAL_TOKENS",
     "AtomicaTokenizer",
-    "heavy_atoms",
-    "parse_smiles",
 ]

@@ -1,3 +1,4 @@
+import csv
 import os
 import subprocess
 import sys
@@ -76,3 +77,8 @@ def run(*command, timeout=300, **environment):
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment}
     command = [sys.executable, *map(str, command)]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def shipped_smiles():
+    with open(ROOT / "examples" / "molecules.csv", newline="", encoding="utf-8") as stream:
+        return [row["smiles"] for row in csv.DictReader(stream)]

@@ -7,8 +7,8 @@ from conftest import ROOT, run
 from atomica_hf.configuration_atomica import AUTO_MAP
 
 
-FLAT = ["configuration", "tokenization", "component", "molecule", "macromolecule", "structure", "processing", "data_collator"]
-FLAT += ["geometry", "modeling"]
+FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "molecule", "macromolecule", "structure"]
+FLAT += ["processing", "data_collator", "geometry", "modeling"]
 
 
 def test_the_clone_opens_with_the_auto_classes(tmp_path):
@@ -47,6 +47,7 @@ def test_help_lists_every_option():
         "run_pretraining.py",
         "run_embedding.py",
         "prepare_dataset.py",
+        "train_tokenizer.py",
         "list_interfaces.py",
         "convert_original_checkpoint.py",
         "convert_original_data.py",

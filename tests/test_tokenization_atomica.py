@@ -1,20 +1,13 @@
-import csv
-import gzip
 import json
 import pickle
-import random
 
 import pytest
-from rdkit import Chem
+from conftest import run, shipped_smiles
+from torch.utils.data import DataLoader
 
 from atomica_hf import ROOT, AtomicaTokenizer
 from atomica_hf.structure_atomica import AMINO_ACID_NAMES, NUCLEOTIDE_NAMES
-from atomica_hf.tokenization_atomica import AMINO_ACIDS, BASE_TOKENS, ELEMENTS, NUCLEOTIDES
-
-
-def shipped_smiles():
-    with open(ROOT / "examples" / "molecules.csv", newline="", encoding="utf-8") as stream:
-        return [row["smiles"] for row in csv.DictReader(stream)]
+from atomica_hf.tokenization_atomica import AMINO_ACIDS, ELEMENTS, NUCLEOTIDES
 
 
 def test_vocabulary_starts_as_designed(tokenizer):
@@ -40,37 +33,6 @@ def test_molecules_and_pairs(tokenizer):
     assert tokenizer("O", return_special_tokens_mask=True)["special_tokens_mask"] == [1, 0]
 
 
-def test_every_heavy_atom_is_in_exactly_one_connected_fragment(tokenizer):
-    for smiles in shipped_smiles():
-        mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
-        tokens, atoms = tokenizer.fragment(mol)
-        heavy = [a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() > 1]
-        assert sorted(i for part in atoms for i in part) == heavy
-        for token, part in zip(tokens, atoms):
-            assert token in tokenizer.get_vocab()
-            assert "." not in Chem.MolFragmentToSmiles(mol, part)
-
-
-def test_any_spelling_gives_the_same_fragments(tokenizer):
-    shuffle = random.Random(0).shuffle
-    for smiles in shipped_smiles()[::10]:
-        mol = Chem.MolFromSmiles(smiles)
-        order = list(range(mol.GetNumAtoms()))
-        shuffle(order)
-        again = Chem.RenumberAtoms(mol, order)
-        assert tokenizer(smiles) == tokenizer(Chem.MolToSmiles(again, canonical=False))
-        assert sorted(tokenizer.fragment(mol)[0]) == sorted(tokenizer.fragment(again)[0])
-
-
-def test_fragments_equal_atomicas(shared, original_tokenizer):
-    reference = json.load(gzip.open(shared / "parity/fragments_ps300.json.gz"))
-    assert len(original_tokenizer) == 440 and len(reference) == 1200
-    for item in reference:
-        tokens, atoms = original_tokenizer.fragment(item["smiles"])
-        found = sorted((token, sorted(part)) for token, part in zip(tokens, atoms))
-        assert found == sorted((token, sorted(part)) for token, part in item["fragments"]), item["smiles"]
-
-
 def test_saved_opened_and_sent_to_a_worker(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     data = json.loads((tmp_path / "vocab.json").read_text())
@@ -78,23 +40,6 @@ def test_saved_opened_and_sent_to_a_worker(tmp_path, tokenizer):
     for again in (AtomicaTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
         assert again.get_vocab() == tokenizer.get_vocab() and again.atom_order == "canonical"
         assert again("CC(=O)Oc1ccccc1C(=O)O") == tokenizer("CC(=O)Oc1ccccc1C(=O)O")
-
-
-def test_the_shipped_vocabulary_is_what_the_miner_gives(tokenizer):
-    mined = tokenizer.train_new_from_iterator(shipped_smiles(), len(tokenizer), min_count=4)
-    assert mined.fragments == tokenizer.fragments
-    assert len(mined) == len(tokenizer)
-
-
-def test_mining_by_hand():
-    """In C-C-O the pairs CC and CO are equally frequent: the alphabet decides, and one more C-O overrules it."""
-    base = AtomicaTokenizer()
-    assert base.train_new_from_iterator(["CCO", "CCO"], len(BASE_TOKENS) + 1).fragments[0] == {
-        "token": "CC",
-        "atoms": 2,
-        "count": 2,
-    }
-    assert base.train_new_from_iterator(["CCO", "CCO", "CO"], len(BASE_TOKENS) + 1).fragments[0]["token"] == "CO"
 
 
 @pytest.mark.parametrize("bad", ["c1ccccc", "C(C)(C)(C)(C)C", "*CC", "", "CCO CCN"])
@@ -117,3 +62,68 @@ def test_bad_vocabulary_files_are_named(tmp_path):
         AtomicaTokenizer(atom_order="other")
     with pytest.raises(ValueError, match="150"):
         AtomicaTokenizer().train_new_from_iterator(["CC"], 150)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncation_leaves_no_bare_global(side):
+    tokenizer = AtomicaTokenizer.from_pretrained(ROOT, truncation_side=side)
+    aspirin = "CC(=O)Oc1ccccc1C(=O)O"
+    for texts in ((aspirin,), (aspirin + ".CCN.O",), ("O.CCN." + aspirin,), (aspirin, "CCCCCCN"), ("CCN", aspirin + ".O")):
+        whole = tokenizer(*texts, return_atoms=True)
+        for length in range(3, len(whole["input_ids"])):
+            item = tokenizer(*texts, truncation=True, max_length=length, return_atoms=True)
+            ids = item["input_ids"]
+            assert 2 <= len(ids) <= length and len(item["atoms"]) == len(item["token_type_ids"]) == len(ids)
+            for i, token in enumerate(ids):
+                if token == tokenizer.global_token_id:
+                    assert i + 1 < len(ids) and ids[i + 1] != tokenizer.global_token_id, (texts, length, ids)
+            kept = [(token, tuple(atoms)) for token, atoms in zip(ids, item["atoms"])]
+            assert set(kept) <= {(token, tuple(atoms)) for token, atoms in zip(whole["input_ids"], whole["atoms"])}
+    with pytest.raises(ValueError, match="leaves no block"):
+        tokenizer(aspirin, truncation=True, max_length=1)
+
+
+def test_atoms_of_blocks(tokenizer):
+    batch = tokenizer(["CCN.O", "CC(=O)Oc1ccccc1C(=O)O"], padding=True, return_atoms=True)
+    assert [len(atoms) for atoms in batch["atoms"]] == [len(ids) for ids in batch["input_ids"]]
+    assert [sorted(i for part in atoms for i in part) for atoms in batch["atoms"]] == [list(range(4)), list(range(13))]
+    pairs = tokenizer(["CCN", "O"], ["O", "CCN"], padding="max_length", max_length=9, return_atoms=True)
+    assert pairs["atoms"][0][-1] == [] and pairs["atoms"][0][0] == [] and len(pairs["atoms"][0]) == 9
+    for options in ({"return_offsets_mapping": True}, {"return_atoms": True, "return_tensors": "pt"}):
+        with pytest.raises(ValueError, match="return_atoms"):
+            tokenizer("CCN", **options)
+
+
+def test_added_tokens_never_split_a_smiles(tmp_path):
+    tokenizer = AtomicaTokenizer.from_pretrained(ROOT)
+    before = tokenizer("CC(C)CC(N)C(=O)O")
+    assert tokenizer.add_tokens(["CC", "SEP", "C(N)"]) >= 2
+    assert tokenizer("CC(C)CC(N)C(=O)O") == before
+    assert tokenizer.convert_ids_to_tokens(tokenizer.convert_tokens_to_ids("SEP")) == "SEP"
+    tokenizer.save_pretrained(tmp_path)
+    again = AtomicaTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab() and again("CC(C)CC(N)C(=O)O") == before
+    assert tokenizer.tokenize("<mask>") == ["<mask>"]
+
+
+def test_auto_tokenizer_opens_a_saved_folder_in_a_fresh_process(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "saved")
+    lines = (tmp_path / "saved" / "vocab.json").read_text().splitlines()
+    assert lines[0] == '{"fragments": [' and all(
+        set(json.loads(line.rstrip(","))) == {"token", "atoms", "count"} for line in lines[1:-1]
+    )
+    code = """
+import sys
+from transformers import AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+print(tokenizer.decode(tokenizer("CC(=O)Oc1ccccc1C(=O)O")["input_ids"]))
+"""
+    done = run("-c", code, tmp_path / "saved", HF_HOME=str(tmp_path / "home"), PYTHONPATH="")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == tokenizer.decode(tokenizer("CC(=O)Oc1ccccc1C(=O)O")["input_ids"])
+
+
+def test_data_loader_workers(tokenizer):
+    smiles = shipped_smiles()[:12]
+    loader = DataLoader(smiles, batch_size=4, num_workers=2, collate_fn=tokenizer.fragment_batch)
+    assert [item for batch in loader for item in batch] == tokenizer.fragment_batch(smiles)

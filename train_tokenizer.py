@@ -1,0 +1,134 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Mines a fragment vocabulary from SMILES and writes a folder that AutoTokenizer opens.
+
+    python train_tokenizer.py examples/molecules.csv --output_dir my-tokenizer --vocab_size 240 --min_count 4
+    python train_tokenizer.py druglike.smi.gz --output_dir my-tokenizer --vocab_size 440 --max_samples 250000 --num_proc 2
+
+Reads .smi, .txt, .csv and .tsv, also .gz. The result depends on the molecules, not on their spelling, their order or the
+number of processes. A run that was stopped goes on where it was, if it is
+started again with the same SMILES and the same output folder.
+"""
+
+import csv
+import gzip
+import json
+import os
+import random
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from atomica_hf import AtomicaTokenizer
+from atomica_hf.fragmentation_atomica import ATOM_ORDERS
+from atomica_hf.tokenization_atomica import BASE_TOKENS
+
+
+PLAIN, TABLES = (".smi", ".txt"), {".csv": ",", ".tsv": "\t"}
+REPORT_FILE = "mining.json"
+COLUMNS = ("smiles", "SMILES", "Smiles", "canonical_smiles", "mol")
+
+
+class UsageError(ValueError):
+    """Options or files that do not fit together; the message is all the user sees."""
+
+
+@dataclass
+class MiningArguments:
+    output_dir: str = HfArg(help="Folder of the tokenizer; must not exist.")
+    vocab_size: int = HfArg(
+        default=440, help=f"Tokens in all: {len(BASE_TOKENS)} special ones, residues, nucleotides, elements, and fragments."
+    )
+    min_count: int = HfArg(default=2, help="A fragment that is less frequent ends the mining.")
+    atom_order: str = HfArg(
+        default="canonical", metadata={"choices": list(ATOM_ORDERS)},
+        help="What breaks ties between atoms: canonical ranks, or the order they are written in, as in ATOMICA.",
+    )  # fmt: skip
+    smiles_column: str | None = HfArg(default=None, help=f"Column of a table; by default the first there is of {COLUMNS}.")
+    max_samples: int | None = HfArg(default=None, help="Mine a random sample of this many molecules.")
+    seed: int = HfArg(default=0, help="Seed of the sample.")
+    num_proc: int = HfArg(default=1, help="Processes. The vocabulary does not depend on their number.")
+    checkpoint_seconds: float = HfArg(
+        default=60.0, help="The merges so far are kept in OUTPUT_DIR.checkpoint.json this often; the file goes at the end."
+    )
+
+
+def read_smiles(path, column=None):
+    """The SMILES of a file, in its order.
+
+    Raises:
+        `UsageError`: for a file that is not there, is of no known kind, or has no such column.
+    """
+    path = Path(path)
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in (*PLAIN, *TABLES):
+        raise UsageError(f"{path}: expected {', '.join((*PLAIN, *TABLES))}, also with .gz, got {path.suffix or 'no suffix'!r}.")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.")
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as stream:
+        if suffix in PLAIN:
+            return [line.split()[0] for line in stream if line.strip()]
+        table = csv.DictReader(stream, delimiter=TABLES[suffix])
+        names = table.fieldnames or []
+        name = column or next((name for name in COLUMNS if name in names), None)
+        if name not in names:
+            raise UsageError(f"{path}: no column {column or ' or '.join(COLUMNS)}; it has {', '.join(names) or 'none'}.")
+        return [row[name].strip() for row in table if row[name] and row[name].strip()]
+
+
+def main(argv=None):
+    parser = HfArgumentParser(MiningArguments, description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "inputs", nargs="+", help="Files with SMILES: .smi .txt (first word of a line), .csv .tsv (a column); also .gz."
+    )
+    arguments, rest = parser.parse_args_into_dataclasses(argv)
+    output = Path(arguments.output_dir)
+    if output.exists():
+        raise UsageError(f"--output_dir {output} exists already; name a new folder.")
+    smiles = [text for path in rest.inputs for text in read_smiles(path, arguments.smiles_column)]
+    if arguments.max_samples is not None and arguments.max_samples < len(smiles):
+        smiles = random.Random(arguments.seed).sample(smiles, max(0, arguments.max_samples))
+    if not smiles:
+        raise UsageError(f"{', '.join(rest.inputs)}: no SMILES to mine.")
+    checkpoint, temporary = (output.with_name(output.name + ending) for ending in (".checkpoint.json", ".tmp"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if checkpoint.exists():
+        print(f"Going on from {checkpoint}.", file=sys.stderr)
+    rejected = []
+    tokenizer = AtomicaTokenizer(atom_order=arguments.atom_order).train_new_from_iterator(
+        smiles, arguments.vocab_size, min_count=arguments.min_count, num_proc=arguments.num_proc, checkpoint_file=checkpoint,
+        checkpoint_seconds=arguments.checkpoint_seconds, rejected=rejected,
+    )  # fmt: skip
+    if len(rejected) == len(smiles):
+        raise UsageError(f"None of {len(smiles)} SMILES can be read; the first: {rejected[0][1]}")
+    report = {
+        "molecules": len(smiles) - len(rejected), "min_count": arguments.min_count, "atom_order": arguments.atom_order,
+        "seed": arguments.seed, "inputs": [Path(path).name for path in rest.inputs], "rejected": rejected,
+    }  # fmt: skip
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        tokenizer.save_pretrained(temporary)
+        (temporary / REPORT_FILE).write_text(json.dumps(report, indent=1), encoding="utf-8")
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    checkpoint.unlink(missing_ok=True)
+    for text, message in rejected[:5]:
+        print(f"Left out {text}: {message}", file=sys.stderr)
+    fragments = sum(fragment["atoms"] > 1 for fragment in tokenizer.fragments)
+    if len(tokenizer) < arguments.vocab_size:
+        print(f"No pair of fragments was left with a count of {arguments.min_count}.", file=sys.stderr)
+    print(
+        f"{output}: {len(tokenizer)} tokens, {fragments} of them fragments of several atoms, from {report['molecules']} "
+        f"molecules; {len(rejected)} left out, see {REPORT_FILE}."
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_tokenizer.py: error: {error}")
