@@ -83,14 +83,17 @@ class Component:
 
 @dataclass
 class Structure:
-    """One example: `segments` is a list of lists of `Component`; `properties` holds what else the file said of it. With
-    `published_distance`, the segments are whole and the interface is still to be cut out of their blocks, ATOMICA's way."""
+    """One example: `segments` is a list of lists of `Component`; `properties` holds what else the file said of it, `label` a
+    number to learn, `modality` ATOMICA's number of its kind. With `published_distance`, the segments are whole and the
+    interface is still to be cut out of their blocks, ATOMICA's way."""
 
     name: str
     segments: list
     properties: dict = field(default_factory=dict)
     notes: Counter = field(default_factory=Counter)
     published_distance: float | None = None
+    label: float | None = None
+    modality: int | None = None
 
     def check(self):
         """Returns itself.
@@ -107,15 +110,24 @@ class Structure:
                     raise StructureError(
                         "bad_coordinates", f"{self.name}: {component.origin or component.name} has two atoms at the same place."
                     )
-                bad = ~(np.abs(component.positions) < LARGEST_COORDINATE).all(-1)
-                if bad.any():
-                    i = int(bad.argmax())
-                    raise StructureError(
-                        "bad_coordinates",
-                        f"{self.name}: atom {component.atom_names[i]} of {component.origin or component.name} is at "
-                        f"{component.positions[i].tolist()}, expected coordinates within {LARGEST_COORDINATE:g} angstrom.",
-                    )
+                check_positions(component.positions, self.name, component.atom_names, component.origin or component.name)
         return self
+
+
+def check_positions(positions, name, atom_names, origin=None):
+    """
+    Raises:
+        `StructureError`: naming the first atom of `positions` `(num_atoms, 3)` that is nowhere, or absurdly far away.
+    """
+    bad = ~(np.abs(positions) < LARGEST_COORDINATE).all(-1)
+    if bad.any():
+        i = int(bad.argmax())
+        of = "" if origin is None else f" of {origin}"
+        raise StructureError(
+            "bad_coordinates",
+            f"{name}: atom {atom_names[i]}{of} is at {positions[i].tolist()}, expected coordinates within "
+            f"{LARGEST_COORDINATE:g} angstrom.",
+        )
 
 
 @dataclass
@@ -171,4 +183,4 @@ def read_bytes(path) -> bytes:
         raise StructureError("unreadable_file", f"{path}: cannot be read: {error}.") from error
 
 
-__all__ = ["Component", "Origin", "ReadReport", "Structure", "StructureError", "read_bytes"]
+__all__ = ["Component", "Origin", "ReadReport", "Structure", "StructureError", "check_positions", "read_bytes"]

@@ -12,7 +12,7 @@ import numpy as np
 from rdkit import Chem
 from scipy.spatial import cKDTree
 
-from .component_atomica import Component, Origin, Structure, StructureError, read_bytes
+from .component_atomica import Component, Origin, Structure, StructureError, check_positions, read_bytes
 from .molecule_atomica import fit_template, lone_atom, perceive_bonds, template_from_smiles
 
 
@@ -389,20 +389,15 @@ def _without_hydrogens(atoms, notes):
 
 
 def _component(file, chain, residue, atoms, token):
-    for atom in atoms:
-        if not np.isfinite(atom.pos.tolist()).all():
-            raise StructureError(
-                "bad_coordinates",
-                f"{file.path}: atom {atom.name} of {chain}:{residue.name}:{residue.seqid} is at {atom.pos.tolist()}, expected "
-                "finite coordinates in angstrom.",
-            )
-    return Component(
+    component = Component(
         name=token or residue.name,
         elements=np.array([atom.element.atomic_number for atom in atoms]),
         positions=np.array([atom.pos.tolist() for atom in atoms], dtype=np.float64),
         atom_names=[atom.name for atom in atoms],
         origin=Origin(residue.name, chain, residue.seqid.num, residue.seqid.icode.strip(), file.number),
     )
+    check_positions(component.positions, file.path, component.atom_names, component.origin)
+    return component
 
 
 def _published_components(file, chains, notes):
@@ -442,7 +437,7 @@ class Classified:
                 continue
             places = {}
             for residue in chain:
-                places.setdefault((residue.seqid.num, residue.seqid.icode), []).append(residue)
+                places.setdefault((residue.seqid.num, residue.seqid.icode, residue.segment), []).append(residue)
             places = list(places.values())
             for i, residues in enumerate(places):
                 beside = [other for place in (*places[max(0, i - 1) : i], *places[i + 1 : i + 2]) for other in place]
@@ -926,7 +921,7 @@ def list_interfaces(path, options: ReadOptions | None = None):
 
 
 def read_all_interfaces(path, options: ReadOptions | None = None):
-    """Every interface of a file -> list of `Structure`, with the properties `kind` and `modality`.
+    """Every interface of a file -> list of `Structure`, with the property `kind`, and their modality.
 
     Raises:
         `StructureError`: if the file cannot be read, or nothing in it touches anything.
@@ -938,8 +933,8 @@ def read_all_interfaces(path, options: ReadOptions | None = None):
         before, classified.notes = classified.notes, Counter()
         segments = [[c for component in near for c in _as_blocks(classified, component)] for near in (near_a, near_b)]
         notes, classified.notes = classified.notes, before
-        properties = {"kind": interface.kind, "modality": interface.modality}
-        structures.append(Structure(interface.name, segments, properties, notes).check())
+        properties = {"kind": interface.kind}
+        structures.append(Structure(interface.name, segments, properties, notes, modality=interface.modality).check())
     if not structures:
         raise StructureError(
             "no_interface", f"{path}: nothing in it is within {options.distance} angstrom of anything else of another kind."

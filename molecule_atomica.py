@@ -12,10 +12,11 @@ from rdkit.Chem import AllChem, rdDetermineBonds
 from rdkit.Geometry import Point3D
 from scipy.spatial import cKDTree
 
-from .component_atomica import Component, Origin, Structure, StructureError
+from .component_atomica import Component, Origin, Structure, StructureError, check_positions
 
 
 EMBEDDING_SECONDS = 10  # of RDKit's embedding, which looks at its watch between steps only
+LARGEST_EMBEDDED = 600  # atoms with hydrogens; a single step for 900 can take a minute
 
 
 def parse_smiles(smiles, name):
@@ -54,16 +55,22 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     """A molecule without coordinates -> with hydrogens, in 3D (ETKDGv3, then MMFF), the same for the same seed.
 
     Raises:
-        `StructureError`: if no conformer could be found, in about `EMBEDDING_SECONDS` for each of two starts.
+        `StructureError`: if it has more than `LARGEST_EMBEDDED` atoms, or no conformer could be found, in about
+            `EMBEDDING_SECONDS` for each of two starts; the second is made if the first failed for another reason than time.
     """
     mol = Chem.AddHs(mol)
+    if mol.GetNumAtoms() > LARGEST_EMBEDDED:
+        raise StructureError(
+            "no_conformer",
+            f"{name}: {mol.GetNumAtoms()} atoms with hydrogens, expected at most {LARGEST_EMBEDDED} to build a 3D conformer.",
+        )
     parameters = AllChem.ETKDGv3()
     parameters.randomSeed = seed + 1  # for RDKit 0 and 1 are the same
     parameters.timeout = EMBEDDING_SECONDS
     reason = f"none was found in {EMBEDDING_SECONDS} s"
     start = time.monotonic()
     for random_start in (False, True):
-        if random_start and time.monotonic() - start > EMBEDDING_SECONDS:
+        if random_start and time.monotonic() - start > 0.9 * EMBEDDING_SECONDS:  # a timeout: RDKit counts roughly
             break
         parameters.useRandomCoords = random_start
         try:
@@ -131,10 +138,7 @@ def structure_from_mol(mol, name: str | None = None) -> Structure:
         raise StructureError("empty", f"{name}: a molecule without atoms.")
     if not mol.GetNumConformers():
         raise StructureError("no_coordinates", f"{name}: a molecule without coordinates; embed it, or give its SMILES.")
-    positions = mol.GetConformer().GetPositions()
-    if not np.isfinite(positions).all():
-        bad = int((~np.isfinite(positions)).any(-1).argmax())
-        raise StructureError("bad_coordinates", f"{name}: atom {bad} is at {positions[bad].tolist()}, expected finite numbers.")
+    check_positions(mol.GetConformer().GetPositions(), name, range(mol.GetNumAtoms()))
     if _is_drawing(mol):
         raise StructureError("flat_coordinates", f"{name}: coordinates of a drawing (all z are 0), expected three dimensions.")
     mol = Chem.Mol(mol)
@@ -177,20 +181,24 @@ def structure_from_smiles(smiles, name: str | None = None, seed: int = 0) -> Str
 
 def structure_from_graph(mol, name: str, seed: int = 0) -> Structure:
     """RDKit molecule without coordinates (or with those of a drawing) -> `Structure` in 3D, as `structure_from_smiles`."""
-    rng = np.random.default_rng(seed)
-    built, relaxed = None, True
-    for part in Chem.GetMolFrags(mol, asMols=True):
-        part = embed(part, seed, name)
-        if built is None:
-            built = part
-            relaxed = AllChem.MMFFHasAllMoleculeParams(part) or AllChem.UFFHasAllMoleculeParams(part)
-        else:
-            built = _join(built, part, rng)
-            Chem.SanitizeMol(built)
-            try:
-                relaxed = _relax(built, interfragment=True)
-            except (RuntimeError, ValueError):
-                relaxed = False
+    rng, start = np.random.default_rng(seed), time.monotonic()
+    built, *parts = Chem.GetMolFrags(mol, asMols=True)
+    built = embed(built, seed, name)
+    relaxed = AllChem.MMFFHasAllMoleculeParams(built) or AllChem.UFFHasAllMoleculeParams(built)
+    for number, part in enumerate(parts, 2):
+        if time.monotonic() - start > 2 * EMBEDDING_SECONDS or built.GetNumAtoms() > 2 * LARGEST_EMBEDDED:
+            raise StructureError(
+                "no_conformer",
+                f"{name}: {number - 1} of {len(parts) + 1} molecules were built, expected all within {2 * EMBEDDING_SECONDS} s "
+                f"and {2 * LARGEST_EMBEDDED} atoms.",
+            )
+        built = _join(built, embed(part, seed, name), rng)
+    if parts:
+        Chem.SanitizeMol(built)
+        try:
+            relaxed = _relax(built, interfragment=True)
+        except (RuntimeError, ValueError):
+            relaxed = False
     structure = structure_from_mol(built, name)
     if not relaxed:
         structure.notes["no_force_field"] += 1
@@ -248,8 +256,7 @@ def structure_from_xyz_record(name, record, seed: int = 0) -> Structure:
     if mol is None or not mol.GetNumAtoms():
         raise StructureError("unreadable_record", f"{name}: not an XYZ frame that RDKit can read.")
     positions = mol.GetConformer().GetPositions()
-    if not np.isfinite(positions).all():
-        raise StructureError("bad_coordinates", f"{name}: coordinates are not finite numbers.")
+    check_positions(positions, name, range(len(positions)))
     if mol.GetNumAtoms() <= 200:
         for charge in (0, 1, -1, 2, -2):
             candidate = Chem.Mol(mol)

@@ -244,7 +244,8 @@ class AtomicaProcessor(ProcessorMixin):
         name, input_ids, token_type_ids, attention_mask `(num_blocks,)`; atom_ids, atom_to_block `(num_atoms,)`; positions
         `(num_atoms, 3)`; block_origins, atom_origins (where each came from, as text); and for the torsion puzzle
         torsion_bonds `(num_torsions, 2)` (the atom that stays, the atom that turns), torsion_atoms (per bond, the atoms that
-        turn) and segment_is_polymer (per segment, whether only its side chains turn).
+        turn) and segment_is_polymer (per segment, whether only its side chains turn). Where the structure has them, also label
+        and modality_ids (a number each).
 
         Raises:
             `StructureError`: if the structure is empty, has positions that are not finite, or no interface.
@@ -296,8 +297,9 @@ class AtomicaProcessor(ProcessorMixin):
         example["attention_mask"] = [1] * len(example["input_ids"])
         for name in MODEL_INPUTS:
             example[name] = np.array(example[name], dtype=np.float32 if name == "positions" else np.int64)
-        if structure.properties.get("modality") is not None:
-            example["modality_ids"] = structure.properties["modality"]
+        for name, value in (("label", structure.label), ("modality_ids", structure.modality)):
+            if value is not None:
+                example[name] = value
         return {"name": structure.name, **example}
 
     def __call__(

@@ -3,6 +3,7 @@
 
 import csv
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def index_file(path, row) -> Path:
 
 
 def _index_row(path, row, options):
-    """One row of ATOMICA's index CSV -> list of `Structure`."""
+    """One row of ATOMICA's index CSV -> list of `Structure`, with the label of the row if it has one."""
     value = lambda key: (row.get(key) or "").strip()  # noqa: E731
     file = index_file(path, row)
     side_b = value("chain2")
@@ -168,10 +169,20 @@ def _index_row(path, row, options):
         name = f"{name}_{code}"
         number = value("lig_resi").removesuffix(".0")
         side_b = ":".join([side_b, code] + ([number] if number else []))
+    label = _label(name, value("label"))
     structures = read_interface(file, value("chain1"), side_b, value("lig_smiles") or None, name=name, options=options)
-    for structure in structures:
-        structure.properties = {"label": value("label")} if value("label") else {}
-    return structures
+    return [replace(structure, label=label) for structure in structures]
+
+
+def _label(name, text):
+    """Number of a label; None if it is blank or NaN, as tables write what is missing."""
+    try:
+        label = float(text or "nan")
+    except ValueError:
+        label = math.inf
+    if math.isinf(label):
+        raise StructureError("bad_label", f"{name}: the label is {text[:40]!r}, expected one number.")
+    return None if math.isnan(label) else label
 
 
 def list_inputs(path, options: ReadOptions | None = None, **changes):

@@ -164,6 +164,13 @@ def test_missing_elements_and_old_columns(read):
     assert [c.elements.tolist() for c in structure.segments[0]] == [[7, 6, 6, 8, 6]] * 2
 
 
+def test_segments_that_number_alike_are_all_read(read):
+    first, second = ([f"{line[:72]}{segment}{line[76:]}" for line in residue("ALA", " ", 1, (0, y, 0))]
+                     for y, segment in ((0, "PROA"), (5, "PROB")))  # fmt: skip
+    structure = read_macromolecule(read(first, second))
+    assert names(structure) == ["ALA", "ALA"] and not structure.notes
+
+
 SULFATE = {"S": (0, 0, 0), "O1": (1.45, 0, 0), "O2": (-0.48, 1.37, 0), "O3": (-0.48, -0.68, 1.18), "O4": (-0.48, -0.68, -1.18)}
 
 
@@ -234,7 +241,7 @@ def test_a_chain_of_sugars_is_one_ligand(read):
     (structure,) = read_interface(path, found.side_a, found.side_b)
     assert {c.origin.name for c in structure.segments[1]} == {"NAG", "BMA"}
     (whole,) = read_all_interfaces(path)
-    assert whole.properties == {"kind": "protein-ligand", "modality": 1} and len(whole.segments[1]) == 2
+    assert (whole.properties, whole.modality) == ({"kind": "protein-ligand"}, 1) and len(whole.segments[1]) == 2
 
 
 def test_every_kind_of_interface_is_named(read, processor):
@@ -404,6 +411,56 @@ def test_every_atom_of_real_files_is_accounted_for(shared):
         assert kept + water + noted == file.model.count_atom_sites(), path.name
         compared += 1
     assert compared > 60
+
+
+def with_biopython(path):
+    """Heavy atoms of the first model as Bio.PDB reads them -> (those without alternatives, those with), sets of keys."""
+    from Bio.PDB import MMCIFParser, PDBParser
+
+    parser = (MMCIFParser if ".cif" in path.name else PDBParser)(QUIET=True)
+    with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as stream:
+        model = next(iter(parser.get_structure("x", stream)))
+    found = set(), set()
+    for child in (child for chain in model for child in chain):
+        for residue in child.disordered_get_list() if child.is_disordered() == 2 else [child]:
+            for atom in residue.get_unpacked_list():
+                if atom.element not in ("H", "D"):
+                    alternative = atom.get_altloc() != " " or child.is_disordered() == 2
+                    place = (residue.get_parent().id.strip(), residue.id[1], residue.id[2].strip(), residue.resname.strip())
+                    found[alternative].add((*place, atom.name.strip(), atom.element, *np.round(atom.coord.astype(float), 3)))
+    return found
+
+
+BIOPYTHON = {  # what Bio.PDB reads otherwise
+    "1AZS_target.pdb.gz": "stops at END, which stands between two chains",
+    "2PCC_target.pdb.gz": "the nitrogens of a heme, ' N A' to ' N D' in a file without elements, have the element X",
+}
+
+
+@pytest.mark.slow
+def test_atoms_are_those_of_biopython(shared):
+    """Ours are Bio.PDB's, but for alternate locations: of those it keeps all, and we keep one."""
+    pytest.importorskip("Bio.PDB", reason="compares with biopython: pip install biopython")
+    files = [p for name in ("awkward", "complexes") for p in (shared / "data" / name).rglob("*")]
+    files = sorted(p for p in files if p.name.removesuffix(".gz").endswith((".pdb", ".cif", ".ent")))
+    compared, different, unread = 0, {}, set()
+    for path in files:
+        try:
+            single, alternative = with_biopython(path)
+        except (KeyError, ValueError, StopIteration):  # no atoms, or not all columns
+            unread.add(path.name)
+            continue
+        found = Classified(read_file(path), ReadOptions(keep_waters=True))
+        ours = set()
+        for c in [*(c for residues in found.chains.values() for c in residues), *found.molecules]:
+            place = (c.origin.chain, c.origin.number, c.origin.insertion, c.origin.name)
+            for name, element, position in zip(c.atom_names, c.elements, c.positions):
+                ours.add((*place, name.strip(), gemmi.Element(int(element)).name.upper(), *np.round(position, 3)))
+        compared += 1
+        if not single <= ours or not ours <= single | alternative:
+            different[path.name] = sorted(single - ours)[:3], sorted(ours - single - alternative)[:3]
+    assert unread == {"1MOM_min.cif", "4Q9R_min.cif", "d256ba_.ent", "header.pdb", "empty.pdb", "non-pdb.pdb"}
+    assert compared > 360 and set(different) == set(BIOPYTHON), different
 
 
 def test_awkward_files_are_input_or_a_reason(shared, processor, monkeypatch):

@@ -1,15 +1,17 @@
 """Molecules: formats, bonds from geometry, conformers."""
 
+import contextlib
 import gzip
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 from rdkit import Chem
 
-from atomica_hf import ReadReport, StructureError, read_structures
+from atomica_hf import ReadReport, StructureError, molecule_atomica, read_structures
 from atomica_hf.molecule_atomica import bonds_by_distance, embed, fit_template, perceive_bonds, template_from_smiles
-from atomica_hf.structure_atomica import ReadOptions, format_of, list_inputs
+from atomica_hf.structure_atomica import ReadOptions, format_of, list_inputs, structure_from_smiles
 
 
 SMILES = [
@@ -63,6 +65,54 @@ def test_a_template_fits_only_its_own_atoms():
     assert fit_template(template_from_smiles("COC", "x"), elements, positions) is None
     assert fit_template(template_from_smiles("CCN", "x"), elements, positions) is None
     assert bonds_by_distance(elements, positions).tolist() == [[0, 1], [1, 2]]
+
+
+def test_what_would_take_too_long_to_build_has_a_reason(monkeypatch):
+    with pytest.raises(StructureError, match="1202 atoms with hydrogens, expected at most 600") as error:
+        structure_from_smiles("C" * 400)
+    assert error.value.code == "no_conformer"
+    relaxed = []
+    monkeypatch.setattr(molecule_atomica, "_relax", lambda mol, interfragment=False: relaxed.append(interfragment))
+    assert len(structure_from_smiles(".".join("O" * 20)).segments) == 20 and relaxed.count(True) == 1
+    monkeypatch.setattr(molecule_atomica, "LARGEST_EMBEDDED", 5)
+    with pytest.raises(StructureError, match="4 of 5 molecules were built, expected all within 20 s and 10 atoms"):
+        structure_from_smiles("O.O.O.O.O")
+    monkeypatch.setattr(molecule_atomica, "EMBEDDING_SECONDS", 0)
+    with pytest.raises(StructureError, match="1 of 3 molecules were built"):
+        structure_from_smiles("O.O.O")
+
+
+def test_no_second_start_after_the_time_is_up(monkeypatch):
+    seconds, starts = [0.0, 0.95], []
+
+    def fails(mol, parameters):
+        starts.append(parameters.useRandomCoords)
+        time.sleep(seconds[-1])
+        return -1
+
+    monkeypatch.setattr(molecule_atomica, "EMBEDDING_SECONDS", 1)
+    monkeypatch.setattr(molecule_atomica.AllChem, "EmbedMolecule", fails)
+    while seconds:
+        with pytest.raises(StructureError, match="none was found in 1 s"):
+            structure_from_smiles("CCO")
+        seconds.pop()
+    assert starts == [False, False, True]
+
+
+@pytest.mark.slow
+def test_no_large_molecule_takes_a_minute(shared, processor):
+    letters = np.random.default_rng(0).choice(list("ACDEFGHIKLMNPQRSTVWY"), 60)
+    large = [Chem.MolToSmiles(Chem.MolFromSequence(sequence)) for sequence in ("".join(letters), "G" * 60, "W" * 60)]
+    for name in ("HIV.csv.gz", "sider.csv"):
+        rows = pd.read_csv(shared / "data/moleculenet" / name)["smiles"]
+        large += sorted(rows, key=lambda text: sum(letter.isalpha() for letter in text))[-5:]
+    slowest = 0.0
+    for smiles in large:
+        start = time.monotonic()
+        with contextlib.suppress(StructureError):
+            processor(smiles)
+        slowest = max(slowest, time.monotonic() - start)
+    assert slowest < 60
 
 
 def xyz(smiles):

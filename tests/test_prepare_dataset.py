@@ -13,7 +13,7 @@ import datasets
 import gemmi
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run
 from datasets import Dataset, Features, load_dataset
 
 import prepare_dataset
@@ -38,6 +38,11 @@ def write_smiles(file, *smiles):
 
 def script(*arguments):
     prepare_dataset.main(list(map(str, arguments)))
+
+
+def launch(*arguments):
+    done = run("prepare_dataset.py", *arguments)
+    assert done.returncode == 0, done.stderr
 
 
 def fails(*arguments):
@@ -357,6 +362,79 @@ def test_every_flag_of_reading_works(tmp_path, processor):
     first, again = made("--num_conformers", 2, "--seed", 1, file="m.csv")
     (other,) = made("--seed", 2, file="m.csv")
     assert (first["name"], again["name"]) == ("a", "a #2") and first["positions"] != again["positions"] == other["positions"]
+
+
+def test_labels_of_an_index_reach_the_examples(tmp_path, processor):
+    write_pdb(tmp_path / "x.pdb")
+    labels = ("1.5", "", "-2e3", "nan", "high", "inf")
+    rows = [f"row{i},x.pdb,A,B,,,,{label}" for i, label in enumerate(labels)]
+    header = "pdb_id,pdb_path,chain1,chain2,lig_code,lig_smiles,lig_resi,label"
+    (tmp_path / "index.csv").write_text("\n".join([header, *rows]) + "\n")
+    script(tmp_path / "index.csv", "--output_dir", tmp_path / "d", "--no_deduplicate")
+    dataset = load_prepared(tmp_path / "d", processor.tokenizer)
+    assert dataset.features["label"] == OPTIONAL_FEATURES["label"]
+    assert dict(zip(dataset["name"], dataset["label"])) == {
+        "row0_A_B": 1.5, "row1_A_B": None, "row2_A_B": -2000.0, "row3_A_B": None,
+    }  # fmt: skip
+    assert [(row["name"], row["reason"], row["message"]) for row in report_of(tmp_path / "d")["rejected"]] == [
+        (f"index.csv row {i}", "bad_label", f"row{i - 1}_A_B: the label is {label!r}, expected one number.")
+        for i, label in ((5, "high"), (6, "inf"))
+    ]
+
+
+def test_properties_of_molecules_are_no_model_inputs(tmp_path, processor):
+    (tmp_path / "m.csv").write_text("smiles,label,modality\nCCO,1,some\n")
+    script(tmp_path / "m.csv", "--output_dir", tmp_path / "d")
+    assert load_prepared(tmp_path / "d", processor.tokenizer).features == FEATURES
+
+
+def test_ligands_get_their_bonds_from_a_file_of_components(tmp_path, processor):
+    ligand = [
+        f"HETATM{90 + i:5d}  {name:<3} QQQ A  50    {3.0 * i:8.3f}{-3.0:8.3f}{0.0:8.3f}  1.00 10.00          {name[0]:>2}"
+        for i, name in enumerate(("C1", "O1", "C2"))  # too far apart to be bonded by the geometry
+    ]
+    text = write_pdb(tmp_path / "x.pdb").read_text()
+    (tmp_path / "x.pdb").write_text(text.replace("ENDMDL", "\n".join([*ligand, "ENDMDL"])))
+    (tmp_path / "index.csv").write_text("pdb_id,pdb_path,chain1,chain2,lig_code\nx,x.pdb,A,A,QQQ\n")
+    (tmp_path / "components.cif").write_text(
+        "data_QQQ\n_chem_comp.id QQQ\nloop_\n_chem_comp_bond.comp_id\n_chem_comp_bond.atom_id_1\n_chem_comp_bond.atom_id_2\n"
+        "_chem_comp_bond.value_order\nQQQ C1 C2 SING\nQQQ C2 O1 SING\n"
+    )
+    found = {}
+    script(tmp_path / "index.csv", "--output_dir", tmp_path / "without")
+    launch(tmp_path / "index.csv", "--output_dir", tmp_path / "with", "--ccd", tmp_path / "components.cif")
+    for name in ("without", "with"):
+        (row,) = load_prepared(tmp_path / name, processor.tokenizer)
+        tokens = processor.tokenizer.convert_ids_to_tokens(row["input_ids"])
+        found[name] = sorted(tokens[tokens.index("<global>", 1) + 1 :])
+    assert found == {"without": ["C", "C", "O"], "with": ["CCO"]}
+    assert report_of(tmp_path / "with")["notes"]["bonds_from_dictionary:QQQ"] == 1
+
+
+def test_an_assembly_is_built_first(tmp_path, processor):
+    structure = gemmi.read_pdb(str(write_pdb(tmp_path / "x.pdb")))
+    del structure[1]
+    for name in "BC":
+        structure[0].remove_chain(name)
+    structure.setup_entities()
+    assembly, part = gemmi.Assembly("dimer"), gemmi.Assembly.Gen()
+    part.chains = ["A"]
+    turn, shift = np.diag([1.0, -1.0, -1.0]), np.array([0.0, 2.0, 4.0])  # a twofold axis along x
+    for matrix, vector in ((np.eye(3), np.zeros(3)), (turn, shift)):
+        operator = gemmi.Assembly.Operator()
+        operator.transform = gemmi.Transform(gemmi.Mat33(matrix.tolist()), gemmi.Vec3(*vector))
+        part.operators.append(operator)
+    assembly.generators.append(part)
+    structure.assemblies.append(assembly)
+    structure.make_mmcif_document().write_file(str(tmp_path / "x.cif"))
+    rows = {}
+    script(tmp_path / "x.cif", "--output_dir", tmp_path / "without")
+    launch(tmp_path / "x.cif", "--output_dir", tmp_path / "with", "--assembly", "dimer")
+    for name in ("without", "with"):
+        (rows[name],) = load_prepared(tmp_path / name, processor.tokenizer)
+    assert set(rows["without"]["token_type_ids"]) == {0} and set(rows["with"]["token_type_ids"]) == {0, 1}
+    positions = np.array(rows["with"]["positions"]).reshape(2, -1, 3)  # of the chain and of its copy
+    assert np.allclose(positions[0] @ turn + shift, positions[1], atol=1e-4)
 
 
 def test_numbers_that_are_not_finite_never_get_in(tmp_path, processor, monkeypatch):

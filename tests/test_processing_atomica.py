@@ -9,7 +9,7 @@ from rdkit import Chem
 
 from atomica_hf import AtomicaProcessor, StructureError
 from atomica_hf.processing_atomica import MODEL_INPUTS, rotatable_bonds
-from atomica_hf.structure_atomica import embed, read_interface
+from atomica_hf.structure_atomica import Component, Structure, embed, read_interface
 
 
 def test_tensors_arrays_lists_and_padding(processor):
@@ -88,6 +88,43 @@ def test_what_cannot_be_read_is_named(processor, item, options, words):
     with pytest.raises(StructureError) as error:
         processor(item, **options)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+LIGAND = """\
+ATOM      1  N   GLY A   1       0.000   0.000   0.000  1.00  0.00           N
+ATOM      2  CA  GLY A   1       1.458   0.000   0.000  1.00  0.00           C
+HETATM    3  C1  LIG A   9       2.000   4.000   0.000  1.00  0.00           C
+HETATM    4  O1  LIG A   9       {place}   4.000   0.000  1.00  0.00           O
+END
+"""
+SDF = (
+    "\n\n\n  0  0  0     0  0            999 V3000\nM  V30 BEGIN CTAB\nM  V30 COUNTS 2 1 0 0 0\nM  V30 BEGIN ATOM\n"
+    "M  V30 1 C 0 0 1 0\nM  V30 2 O {place} 0 0 0\nM  V30 END ATOM\nM  V30 BEGIN BOND\nM  V30 1 1 1 2\nM  V30 END BOND\n"
+    "M  V30 END CTAB\nM  END\n"
+)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("place", ["1e7", "1e19", "1e39", "1e200", "1e308", "-inf", "nan"])
+def test_coordinates_that_no_tensor_holds_are_a_reason(processor, tmp_path, place):
+    """Also those that overflow in float32, or in a distance, never come as far as that."""
+    gemmi = pytest.importorskip("gemmi")
+    structure = gemmi.read_pdb_string(LIGAND.format(place="  3.400"))
+    structure.setup_entities()
+    text = structure.make_mmcif_document().as_string()
+    assert text.count(" 3.4 ") == 1
+    (tmp_path / "x.cif").write_text(text.replace(" 3.4 ", f" {place} "))
+    (tmp_path / "x.sdf").write_text(SDF.format(place=place))
+    (tmp_path / "x.xyz").write_text(f"2\nCO\nC 0.0 0.0 0.0\nO {float(place):f} 0.0 0.0\n")
+    carbon = Component("", np.array([6]), np.array([[0.0, 0.0, float(place)]]), ["C1"])
+    sides = {"side_a": "A", "side_b": "A:LIG:9"}
+    inputs = [(tmp_path / "x.cif", {}), (tmp_path / "x.cif", sides), (tmp_path / "x.cif", {**sides, "ligand_smiles": "CO"}),
+              (tmp_path / "x.cif", {"interfaces": "all"}), (tmp_path / "x.sdf", {}), (tmp_path / "x.xyz", {}),
+              (Structure("x", [[carbon]]), {})]  # fmt: skip
+    for item, options in inputs:
+        with pytest.raises(StructureError) as error:
+            processor(item, **options)
+        assert error.value.code == "bad_coordinates" or (item == tmp_path / "x.xyz" and place in ("-inf", "nan")), str(item)
 
 
 def test_rotatable_bonds_equal_brute_force():
