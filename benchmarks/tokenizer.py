@@ -21,6 +21,8 @@ from collections import Counter
 from pathlib import Path
 
 from rdkit import Chem
+from rdkit.Chem import Draw
+from rdkit.Chem.Draw import rdMolDraw2D
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -275,6 +277,20 @@ def coverage(paths, sets):
             )
 
 
+def draw(path, vocabulary, molecules, number=48):
+    """A picture of the fragments that a vocabulary uses most often, with how often."""
+    cut = open_tokenizer(vocabulary).fragment_batch(molecules)
+    used = Counter(token for tokens, atoms in cut for token, group in zip(tokens, atoms) if len(group) > 1).most_common(number)
+    mols = [rdMolDraw2D.PrepareMolForDrawing(Chem.MolFromSmiles(s, sanitize=False), kekulize=False) for s, _ in used]
+    options = rdMolDraw2D.MolDrawOptions()
+    options.prepareMolsBeforeDrawing = False
+    legends = [f"{text}  {times}" for text, times in used]
+    image = Draw.MolsToGridImage(
+        mols, molsPerRow=8, subImgSize=(150, 120), legends=legends, drawOptions=options, returnPNG=False
+    )  # fmt: skip
+    image.save(path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -295,6 +311,7 @@ def main():
                          "`train_tokenizer.py --seed SEED --max_samples NUMBER` mines.")  # fmt: skip
     covered.add_argument("--vocabularies", nargs="+", required=True, help="ATOMICA's files, or folders.")
     covered.add_argument("--num_molecules", type=int, default=20_000, help="At most so many of each set, a random sample.")
+    covered.add_argument("--picture", help="PNG of the fragments of the first vocabulary that the first set uses most.")
     hidden = commands.add_parser("_mine", description="Mines the SMILES of the standard input, and prints JSON.")
     hidden.add_argument("size", type=int)
     arguments = parser.parse_args()
@@ -305,6 +322,8 @@ def main():
         for given in arguments.sets:
             name, path = given.split("=", 1)
             sets[name] = sample(*path.split(":"), number=arguments.num_molecules)
+        if arguments.picture:
+            draw(arguments.picture, arguments.vocabularies[0], next(iter(sets.values())))
         return coverage(arguments.vocabularies, sets)
     molecules = sample(arguments.smiles, number=arguments.num_molecules)
     if arguments.command == "mining":

@@ -1,7 +1,7 @@
-"""Makes what the repository ships from examples/molecules.csv: examples/pairs.csv, and at the root vocab.json,
-tokenizer_config.json, processor_config.json and config.json, so that the clone itself opens with the Auto classes.
+"""Makes examples/pairs.csv from examples/molecules.csv, and from a tokenizer's folder (`train_tokenizer.py`) the files at the
+root with which the clone itself opens: vocab.json, tokenizer_config.json, processor_config.json and config.json.
 
-    python examples/make_repository_files.py
+    python examples/make_repository_files.py my-tokenizer
 """
 
 import csv
@@ -21,7 +21,6 @@ from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer  # noqa
 
 
 NUM_PAIRS, LARGEST = 60, 16  # pairs, heavy atoms of a partner
-VOCAB_SIZE, MIN_COUNT = 240, 4
 
 
 def make_pairs(rows, path):
@@ -41,7 +40,7 @@ def main():
     with open(ROOT / "examples" / "molecules.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     make_pairs(rows, ROOT / "examples" / "pairs.csv")
-    tokenizer = AtomicaTokenizer().train_new_from_iterator((row["smiles"] for row in rows), VOCAB_SIZE, min_count=MIN_COUNT)
+    tokenizer = AtomicaTokenizer(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT) / "vocab.json")
     with tempfile.TemporaryDirectory() as folder:
         AtomicaProcessor(tokenizer).save_pretrained(folder)
         AtomicaConfig(vocab_size=len(tokenizer), architectures=["AtomicaForPreTraining"]).save_pretrained(folder)

@@ -1,4 +1,5 @@
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from atomica_hf import ROOT, AtomicaConfig, AtomicaForPreTraining, AtomicaProces
 from atomica_hf.processing_atomica import pad_examples  # noqa: E402
 
 
+VOCAB_SIZE = len(AtomicaTokenizer.from_pretrained(ROOT))
 SHARED = Path(os.environ.get("ATOMICA_SHARED", ROOT.parent / "shared"))
 INPUTS = ("CC(=O)Oc1ccccc1C(=O)O", ("CCO", "c1ccccc1O"), "CC(N)C(=O)O", ("CC(=O)NC", "O"), "[Na+]", ("OCC", "O", "[Cl-]"))
 
@@ -50,8 +52,24 @@ def original_tokenizer(shared):
     return AtomicaTokenizer.from_fragment_vocabulary(shared / "data/original/ps_vocab_300.txt")
 
 
+@pytest.fixture(scope="session")
+def tokenizer_benchmark():
+    """benchmarks/tokenizer.py, which has the plain form of the published procedure."""
+    specification = importlib.util.spec_from_file_location("tokenizer_benchmark", ROOT / "benchmarks" / "tokenizer.py")
+    loaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
 def tiny_config(**changes):
-    values = {"vocab_size": 240, "hidden_size": 8, "atom_hidden_size": 8, "edge_size": 8, "num_hidden_layers": 3, **changes}
+    values = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 8,
+        "atom_hidden_size": 8,
+        "edge_size": 8,
+        "num_hidden_layers": 3,
+        **changes,
+    }
     return AtomicaConfig(**values)
 
 

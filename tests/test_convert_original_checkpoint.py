@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import atomica_hf
 from atomica_hf import AtomicaForMaskedLM, AtomicaForPreTraining, AtomicaForSequenceClassification, AtomicaModel
+from atomica_hf.tokenization_atomica import BASE_TOKENS
 from convert_original_checkpoint import (
     convert_config,
     convert_state_dict,
@@ -130,7 +131,7 @@ FEATURES = (5, 3)
 
 
 def small(tensors, vocab_size=240):
-    """The reference checkpoint with the first tokens only, those of the repository's own tokenizer."""
+    """The reference checkpoint with the first tokens only."""
     tensors = dict(tensors)
     for prefix in ("", "prot_model.", "cmplx_model."):
         name = f"{prefix}block_embedding.block_embedding.weight"
@@ -478,7 +479,7 @@ def test_without_attention_to_padding_batches_do_not_matter(request):
 @pytest.fixture
 def files(request, tmp_path, tokenizer):
     """ATOMICA's files of a small checkpoint, with the repository's vocabulary."""
-    lines = ['{"kekulize": false}', *("\t".join(map(str, f.values())) for f in tokenizer.fragments)]
+    lines = ['{"kekulize": false}', *("\t".join(map(str, f.values())) for f in tokenizer.fragments[: 240 - len(BASE_TOKENS)])]
     (tmp_path / "vocabulary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def write(kind, weights=None, **changes):
@@ -625,7 +626,7 @@ def test_a_model_trained_here_goes_there(tmp_path, tokenizer, capsys):
     assert "attend_to_padding=False" in capsys.readouterr().err
     config = json.loads((tmp_path / "back/model_config.json").read_text())
     weights = torch.load(tmp_path / "back/model_weights.pt", weights_only=True)
-    assert config["model_type"] == "DenoisePretrainModel" and config["num_masked_block_classes"] == 236
+    assert config["model_type"] == "DenoisePretrainModel" and config["num_masked_block_classes"] == len(tokenizer) - 4
     ours, state_dict = convert_state_dict(weights, config)
     assert all(torch.equal(state_dict[name], tensor) for name, tensor in model.state_dict().items())
     assert ours.attend_to_padding and ours.direction_softening == 0

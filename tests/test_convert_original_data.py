@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, VOCAB_SIZE, run
 
 import convert_original_data
 import plain_pickle
@@ -24,7 +24,6 @@ from original_data import NO_TORSION_MASK, UNKNOWN_ELEMENT, read_original_exampl
 
 
 FIELDS = ("X", "B", "A", "block_lengths", "segment_ids", "torsion_mask")
-VOCAB_SIZE = 240
 
 
 def make_record(name="complex", seed=0):

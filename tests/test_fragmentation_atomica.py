@@ -1,5 +1,4 @@
 import gzip
-import importlib.util
 import json
 import pickle
 import random
@@ -20,14 +19,6 @@ B(O)(O)c1ccccc1 [se]1cccc1 c1cc[te]c1 CS(=O)(=O)C CP(=O)(O)O C12C3C4C1C5C2C3C45 
 COC(C=Cc1ccccc1)=C[S](C)(=O)N(C)C [O-][n+]1ccccc1 [cH-]1cccc1 B1OC(C)(C)C(C)(C)O1 O=[Os](=O)(=O)=O [Xe] [U] CC(=O)[O-].[Na+]
 N[C@@H](CC1=CNC=N1)C(O)=O Oc1ccc(cc1)C1CC1 C1CCCCCCCCCCCCCCCCCCCCCCCCCCC1
 """.split()
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("tokenizer_benchmark", ROOT / "benchmarks" / "tokenizer.py")
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
 
 
 def test_every_heavy_atom_is_in_exactly_one_connected_fragment(tokenizer):
@@ -62,21 +53,21 @@ def test_fragments_equal_atomicas(shared, original_tokenizer):
 
 
 @pytest.mark.parametrize("atom_order", ["canonical", "input"])
-def test_equal_to_the_straightforward_algorithm(tokenizer, benchmark, atom_order):
+def test_equal_to_the_straightforward_algorithm(tokenizer, tokenizer_benchmark, atom_order):
     ordered = AtomicaTokenizer.from_pretrained(ROOT, atom_order=atom_order)
     for smiles in [*shipped_smiles()[::2], *AWKWARD]:
-        expected = benchmark.straightforward(smiles, tokenizer.fragment_counts, atom_order)
+        expected = tokenizer_benchmark.straightforward(smiles, tokenizer.fragment_counts, atom_order)
         assert ordered.fragment(smiles) == expected, smiles
 
 
 @pytest.mark.parametrize("atom_order", ["canonical", "input"])
-def test_equal_to_the_straightforward_algorithm_on_druglike_molecules(shared, benchmark, atom_order):
+def test_equal_to_the_straightforward_algorithm_on_druglike_molecules(shared, tokenizer_benchmark, atom_order):
     with gzip.open(shared / "data/smiles/druglike_366k.smi.gz", "rt") as stream:
         lines = [line.split()[0] for line in stream]
     ps_500 = AtomicaTokenizer.from_fragment_vocabulary(shared / "data/original/ps_vocab_500.txt", atom_order=atom_order)
     molecules = lines[::1500]
     for smiles, found in zip(molecules, ps_500.fragment_batch(molecules)):
-        assert found == benchmark.straightforward(smiles, ps_500.fragment_counts, atom_order), smiles
+        assert found == tokenizer_benchmark.straightforward(smiles, ps_500.fragment_counts, atom_order), smiles
 
 
 def test_what_a_process_remembers_changes_nothing(tokenizer, monkeypatch):
@@ -93,12 +84,12 @@ def test_what_a_process_remembers_changes_nothing(tokenizer, monkeypatch):
     assert [other.fragment(smiles) for smiles in shipped_smiles()[:20]] == expected[:20]
 
 
-def test_spellings_give_the_same_fragments_on_the_same_atoms(tokenizer, benchmark):
+def test_spellings_give_the_same_fragments_on_the_same_atoms(tokenizer, tokenizer_benchmark):
     rng = random.Random(0)
     for smiles in [*shipped_smiles()[::3], *AWKWARD]:
         if "." in smiles or smiles in ("[H][H]", "[H+]"):
             continue
-        assert benchmark.same_fragments(tokenizer, *benchmark.spellings(smiles, 6, rng)), smiles
+        assert tokenizer_benchmark.same_fragments(tokenizer, *tokenizer_benchmark.spellings(smiles, 6, rng)), smiles
         mol = Chem.MolFromSmiles(smiles)
         kekulised = Chem.Mol(mol)
         Chem.Kekulize(kekulised, clearAromaticFlags=True)
@@ -107,9 +98,12 @@ def test_spellings_give_the_same_fragments_on_the_same_atoms(tokenizer, benchmar
             assert sorted(tokenizer.fragment(other)[0]) == expected, smiles
 
 
-def test_input_order_depends_on_the_spelling(tokenizer, benchmark):
+def test_input_order_depends_on_the_spelling(tokenizer, tokenizer_benchmark):
     ordered, rng = AtomicaTokenizer.from_pretrained(ROOT, atom_order="input"), random.Random(0)
-    assert not all(benchmark.same_fragments(ordered, *benchmark.spellings(smiles, 3, rng)) for smiles in shipped_smiles()[:20])
+    assert not all(
+        tokenizer_benchmark.same_fragments(ordered, *tokenizer_benchmark.spellings(smiles, 3, rng))
+        for smiles in shipped_smiles()[:20]
+    )
 
 
 def test_stereochemistry_isotopes_and_atom_maps_are_forgotten(tokenizer):

@@ -1,15 +1,26 @@
+import random
+
 import pytest
 from conftest import shipped_smiles
 from rdkit import Chem
 
+import train_tokenizer
 from atomica_hf import AtomicaTokenizer
 from atomica_hf.tokenization_atomica import BASE_TOKENS
 
 
-def test_the_shipped_vocabulary_is_what_the_miner_gives(tokenizer):
-    mined = tokenizer.train_new_from_iterator(shipped_smiles(), len(tokenizer), min_count=4)
+@pytest.mark.parametrize("atom_order", ["canonical", "input"])
+def test_equal_to_the_straightforward_algorithm(tokenizer_benchmark, atom_order):
+    mined = AtomicaTokenizer(atom_order=atom_order).train_new_from_iterator(shipped_smiles(), len(BASE_TOKENS) + 80)
+    expected = tokenizer_benchmark.straightforward_mining(shipped_smiles(), 80, atom_order)
+    assert {f["token"]: f["count"] for f in mined.fragments if f["atoms"] > 1} == expected
+
+
+@pytest.mark.slow
+def test_the_shipped_vocabulary_is_what_the_miner_gives(shared, tokenizer):
+    smiles = train_tokenizer.read_smiles(shared / "data/smiles/druglike_366k.smi.gz")
+    mined = AtomicaTokenizer().train_new_from_iterator(random.Random(0).sample(smiles, 250_000), len(tokenizer), num_proc=2)
     assert mined.fragments == tokenizer.fragments
-    assert len(mined) == len(tokenizer)
 
 
 def test_mining_by_hand():

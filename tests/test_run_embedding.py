@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import run, tiny_model
+from conftest import VOCAB_SIZE, run, tiny_model
 
 import run_embedding
 from atomica_hf import StructureError
@@ -78,7 +78,7 @@ def test_what_cannot_be_embedded_is_named(model_folder, table, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(model_folder, copy)
     (copy / "vocab.json").unlink()
-    with pytest.raises(StructureError, match="240 block tokens, the tokenizer 150"):
+    with pytest.raises(StructureError, match=f"{VOCAB_SIZE} block tokens, the tokenizer 150"):
         run_embedding.main([str(x) for pair in {**good, "--model_name_or_path": copy}.items() for x in pair])
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:1000])
     with pytest.raises(StructureError, match="no Atomica model there"):

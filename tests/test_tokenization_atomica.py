@@ -15,7 +15,7 @@ def test_vocabulary_starts_as_designed(tokenizer):
         "<pad>", "<mask>", "<unk>", "<global>", "GLY", "PRO", "DA", "RU", "H", "C", "Og"
     ]  # fmt: skip
     assert tokenizer.global_token_id == 3 and tokenizer.mask_token_id == 1 and tokenizer.pad_token_id == 0
-    assert len(set(tokenizer.get_vocab().values())) == len(tokenizer) == 240
+    assert len(set(tokenizer.get_vocab().values())) == len(tokenizer) == 450
     assert tokenizer.convert_tokens_to_ids("nonsense") == tokenizer.unk_token_id == 2
     assert set(AMINO_ACIDS) == AMINO_ACID_NAMES and set(NUCLEOTIDES) == NUCLEOTIDE_NAMES and len(ELEMENTS) == 118
 
