@@ -1,0 +1,372 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tiny_model
+from rdkit import Chem
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import run_embedding
+import run_finetune
+from atomica_hf import AtomicaConfig, AtomicaForSequenceClassification, StructureError
+
+
+TINY = "hidden_size=8,atom_hidden_size=8,edge_size=8,num_hidden_layers=2,num_pooling_layers=1"
+SIZES = {"hidden_size": 8, "atom_hidden_size": 8, "edge_size": 8, "num_hidden_layers": 2, "num_pooling_layers": 1}
+SMILES = [row["smiles"] for row in csv.DictReader(open(ROOT / "examples" / "molecules.csv", encoding="utf-8"))]
+SMILES = [smiles for smiles in SMILES if len(smiles) < 25][:30]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("pretrained")
+    tiny_model(dtype=torch.float32, vocab_size=len(processor.tokenizer), **SIZES).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A number, a class, two labels with gaps and a set for each molecule, and one that cannot be read."""
+    path = tmp_path_factory.mktemp("data") / "data.csv"
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["smiles", "share", "ring", "a", "b", "set"])
+        for i, smiles in enumerate(SMILES):
+            mol = Chem.MolFromSmiles(smiles)
+            ring = "ring" if mol.GetRingInfo().NumRings() else "chain"
+            share = 100 + 100 * sum(atom.GetAtomicNum() != 6 for atom in mol.GetAtoms()) / mol.GetNumAtoms()
+            labels = (int("O" in smiles), "" if i % 3 == 0 else int("N" in smiles))
+            writer.writerow([smiles, share, ring, *labels, ("train", "valid", "test")[max(0, i % 5 - 2)]])
+        writer.writerow(["c1ccc", 150, "ring", 1, 1, ""])
+    return path
+
+
+def finetune(folder, data, cache, *options, epochs=1):
+    """Runs main in this process; returns the numbers and the predictions."""
+    base = ("--train_file", data, "--output_dir", folder, "--cache_dir", cache, "--num_bootstrap", 20, "--disable_tqdm", True)
+    options = (*base, "--num_train_epochs", epochs, "--per_device_train_batch_size", 8, *options)
+    run_finetune.main([str(option) for option in options])
+    return json.loads((folder / "metrics.json").read_text()), read_csv(folder / "predictions.csv")
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory, data, cache, pretrained):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    options = ("--model_name_or_path", pretrained, "--label_columns", "share", "--baselines", "--num_conformers", 2)
+    numbers, rows = finetune(
+        folder, data, cache, *options, "--learning_rate", 0.01, "--load_best_model_at_end", False, epochs=8
+    )
+    return folder, numbers, rows
+
+
+def test_the_folder_has_all_that_was_promised(regression):
+    folder, numbers, rows = regression
+    for name in ("README.md", "split.json", "parity.png", "learning_curve.png", "model.safetensors", "tokenizer_config.json"):
+        assert (folder / name).exists(), name
+    assert list(numbers["results"]) == ["finetune", "mean", "ecfp4_random_forest", "descriptors_gradient_boosting"]
+    card = (folder / "README.md").read_text()
+    assert "On the test set" in card and "| mean |" in card and str(folder.parent) not in card
+    assert len(rows) == len(SMILES) + 1 and "smiles_syntax" in rows[-1]["reason"] and rows[-1]["set"] == ""
+    test = numbers["results"]["finetune"]["test"]["metrics"]["rmse"]
+    assert test["low"] <= test["value"] <= test["high"]
+    truth, found = (np.array([float(row[name]) for row in rows[:-1]]) for name in ("share", "share_predicted"))
+    part = np.array([row["set"] for row in rows[:-1]])
+    rmse = lambda chosen: np.sqrt(np.mean((truth - found)[chosen] ** 2))
+    assert test["value"] == pytest.approx(rmse(part == "test"))
+    assert rmse(part == "train") < 0.9 * truth[part == "train"].std()  # it learns, and in the units of the labels
+
+
+def test_a_fresh_process_predicts_the_same_numbers(regression, processor, data, cache):
+    folder, _, rows = regression
+    code = """
+import sys, torch
+from transformers import AutoModelForSequenceClassification, AutoProcessor
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+found = []
+for seed in (0, 1):
+    processor.seed = seed
+    with torch.no_grad():
+        found.append(model(**processor(sys.argv[2:], return_tensors="pt")).logits[:, 0])
+print(*torch.stack(found).mean(0).tolist(), model.config.id2label)
+"""
+    done = run("-c", code, folder, *SMILES[:4], HF_HOME=str(cache), PYTHONPATH="")
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = [float(row["share_predicted"]) for row in rows[:4]]
+    assert np.allclose([float(word) for word in done.stdout.split()[:4]], expected, atol=1e-3)  # 100 to 300, two conformers
+    assert "{0: 'share'}" in done.stdout
+
+    options = ["--do_predict", "--model_name_or_path", folder, "--predict_file", data, "--output_dir", folder / "out",
+               "--cache_dir", cache, "--disable_tqdm", True]  # fmt: skip
+    run_finetune.main([str(option) for option in options])
+    again = read_csv(folder / "out" / "predictions-data.csv")
+    same = [(a["share_predicted"], b["share_predicted"]) for a, b in zip(rows, again)]
+    assert len(again) == len(rows) and "smiles_syntax" in again[-1]["reason"]
+    assert all(a == b == "" or float(a) == pytest.approx(float(b), abs=1e-3) for a, b in same)
+
+
+def test_a_fine_tuned_head_is_checked_and_goes_on(regression, data, cache, tmp_path):
+    folder, numbers, _ = regression
+    base = ("--model_name_or_path", folder)
+    for options, words in (
+        (("--label_columns", "ring"), "has num_labels 1, expected 2; has problem_type 'regression', expected 'single_label"),
+        (("--label_columns", "a", "b"), "has num_labels 1, expected 2.*--reset_head"),
+    ):
+        with pytest.raises(StructureError, match=words):
+            finetune(tmp_path / "other", data, cache, *base, *options)
+    options = (
+        "--label_columns",
+        "share",
+        "--num_conformers",
+        2,
+        "--learning_rate",
+        1e-12,
+        "--split_file",
+        folder / "split.json",
+    )
+    again, _ = finetune(tmp_path / "more", data, cache, *base, *options)  # the head is taken over in its own units
+    value = lambda report: report["results"]["finetune"]["test"]["metrics"]["rmse"]["value"]
+    assert value(again) == pytest.approx(value(numbers), rel=1e-3)
+    finetune(tmp_path / "reset", data, cache, *base, "--label_columns", "ring", "--reset_head")
+
+
+def test_freeze_leaves_the_encoder_as_it_was(pretrained, data, cache, tmp_path):
+    options = ("--model_name_or_path", pretrained, "--label_columns", "ring", "--class_weights", "balanced")
+    numbers, rows = finetune(tmp_path / "m", data, cache, *options, "--strategy", "freeze", epochs=2)
+    before, after = load_file(pretrained / "model.safetensors"), load_file(tmp_path / "m" / "model.safetensors")
+    encoder = [name for name in after if name.startswith("atomica.")]
+    assert encoder and all(torch.equal(before[name], after[name]) for name in encoder)
+    torch.manual_seed(0)
+    config = AtomicaConfig.from_pretrained(tmp_path / "m")
+    assert config.id2label == {0: "chain", 1: "ring"} and config.problem_type == "single_label_classification"
+    assert {row["ring_predicted"] for row in rows[:-1]} <= {"chain", "ring"}
+    row = rows[0]
+    assert float(row["ring_probability_chain"]) + float(row["ring_probability_ring"]) == pytest.approx(1)
+    finetune(tmp_path / "n", data, cache, *options[:4], epochs=1)
+    after = load_file(tmp_path / "n" / "model.safetensors")
+    assert not all(torch.equal(before[name], after[name]) for name in encoder)
+
+
+def test_gradual_unfreezing_goes_down_layer_by_layer(pretrained, data, cache, tmp_path):
+    options = ("--model_name_or_path", pretrained, "--label_columns", "ring", "--strategy", "gradual")
+    for epochs, changed in ((1, ()), (2, ("pooler", "block_encoder.readout")), (3, ("pooler", "block_encoder"))):
+        folder = tmp_path / str(epochs)
+        finetune(folder, data, cache, *options, "--load_best_model_at_end", False, epochs=epochs)
+        before, after = load_file(pretrained / "model.safetensors"), load_file(folder / "model.safetensors")
+        encoder = [name for name in after if name.startswith("atomica.")]
+        different = {name.removeprefix("atomica.") for name in encoder if not torch.equal(before[name], after[name])}
+        assert all(name.startswith(changed) for name in different) and bool(different) == bool(changed), different
+        assert "block_encoder.layers.0.norm.weight" not in different
+
+
+@pytest.mark.parametrize("column", ["share", "ring"])
+def test_a_linear_probe_is_scikit_learn_on_exported_vectors(column, pretrained, data, cache, tmp_path):
+    import pyarrow.parquet as pq
+
+    options = ("--model_name_or_path", pretrained, "--label_columns", column, "--strategy", "linear_probe")
+    _, rows = finetune(tmp_path / "m", data, cache, *options, "--split_column", "set")
+    words = (
+        "--model_name_or_path",
+        pretrained,
+        "--input_file",
+        data,
+        "--output_file",
+        tmp_path / "v.parquet",
+        "--device",
+        "cpu",
+    )
+    run_embedding.main([str(word) for word in words])
+    vectors = np.array(pq.read_table(tmp_path / "v.parquet")["embedding"].to_pylist(), dtype=np.float32)
+    train = [i for i, row in enumerate(rows) if row["set"] == "train"]
+    if column == "share":
+        probe = make_pipeline(StandardScaler(), Ridge()).fit(vectors[train], [float(rows[i][column]) for i in train])
+        expected, name = probe.predict(vectors), "share_predicted"
+    else:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+        expected = probe.fit(vectors[train], [rows[i][column] for i in train]).predict_proba(vectors)[:, 1]
+        name = "ring_probability_ring"
+    assert np.allclose([float(row[name]) for row in rows[:-1]], expected, rtol=1e-3, atol=1e-3)
+
+    words = ("--do_predict", "--model_name_or_path", tmp_path / "m", "--predict_file", data, "--output_dir", tmp_path)
+    run_finetune.main([str(word) for word in (*words, "--cache_dir", cache)])
+    again = read_csv(tmp_path / "predictions-data.csv")
+    assert np.allclose([float(row[name]) for row in again[:-1]], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_path):
+    options = ("--label_columns", "a", "b", "--split_column", "set", "--config_overrides", TINY, "--num_seeds", 2)
+    numbers, rows = finetune(tmp_path / "m", data, cache, *options, "--class_weights", "balanced")
+    assert list(numbers["results"]) == ["scratch", "seed 0", "seed 1"]
+    assert numbers["results"]["scratch"]["test"]["all_tasks"] == 2 and rows[0]["b"] == ""
+    members = [AtomicaForSequenceClassification.from_pretrained(tmp_path / "m" / name) for name in (".", "seed-1")]
+    weights = [member.classifier.layers[0].weight for member in members]
+    assert not torch.equal(*weights)
+    options = ("--model_name_or_path", pretrained, "--label_columns", "a", "b", "--strategy", "random_forest")
+    numbers, _ = finetune(tmp_path / "f", data, cache, *options, "--split_column", "set", "--pooling", "mean_std_global")
+    assert numbers["results"]["random_forest"]["test"]["metrics"]["roc_auc"]["value"] is not None
+
+
+def test_a_teacher_labels_more_molecules(regression, data, cache, tmp_path, monkeypatch):
+    folder, _, _ = regression
+    (tmp_path / "more.smi").write_text("\n".join(SMILES[:5]))
+    sizes = []
+    make = run_finetune.make_trainer
+    monkeypatch.setattr(run_finetune, "make_trainer", lambda *arguments: record(make(*arguments), sizes))
+    options = ("--config_overrides", TINY, "--label_columns", "share", "--teacher", folder)
+    finetune(tmp_path / "m", data, cache, *options, "--unlabeled", tmp_path / "more.smi")
+    assert sizes == [24 + 2 * 5]  # the teacher has two conformers of each
+    with pytest.raises(StructureError, match=r"learnt share \(regression\), expected ring"):
+        finetune(tmp_path / "n", data, cache, *options[:2], "--label_columns", "ring", *options[4:], "--unlabeled",
+                 tmp_path / "more.smi")  # fmt: skip
+
+
+def record(found, sizes):
+    sizes.append(len(found[0].train_dataset))
+    return found
+
+
+def test_labels_of_blocks(cache, tmp_path, processor):
+    lines = ["smiles,blocks"]
+    for smiles in SMILES[:20]:
+        ids = processor(smiles, return_tensors="np")["input_ids"][0]
+        lines.append(f'{smiles},"{json.dumps([int(token) % 2 for token in ids[1:]])}"')
+    (tmp_path / "b.csv").write_text("\n".join(lines))
+    options = (
+        "--block_labels",
+        "--label_columns",
+        "blocks",
+        "--config_overrides",
+        TINY,
+        "--baselines",
+        "--learning_rate",
+        0.02,
+    )
+    options += ("--load_best_model_at_end", False, "--eval_strategy", "no", "--save_strategy", "no")
+    numbers, rows = finetune(tmp_path / "m", tmp_path / "b.csv", cache, *options, epochs=25)
+    assert numbers["results"]["mean"]["test"]["metrics"]["roc_auc"]["value"] == 0.5
+    right = total = 0
+    for row in rows:
+        truth, predicted = json.loads(row["blocks"]), json.loads(row["blocks_predicted"])
+        assert len(predicted) == len(truth) + 1 and len(predicted[0]) == 2  # with the global block
+        right += sum(int(np.argmax(one)) == value for one, value in zip(predicted[1:], truth))
+        total += len(truth)
+    assert right / total > 0.9  # the kind of a block says its label
+
+
+def test_a_run_is_resumed(data, cache, tmp_path):
+    options = (
+        "--config_overrides",
+        TINY,
+        "--label_columns",
+        "share",
+        "--save_total_limit",
+        5,
+        "--lr_scheduler_type",
+        "constant",
+    )
+    whole, _ = finetune(tmp_path / "whole", data, cache, *options, epochs=3)
+    finetune(tmp_path / "halves", data, cache, *options, epochs=2)
+    with pytest.raises(StructureError, match="--resume_from_checkpoint latest"):
+        finetune(tmp_path / "halves", data, cache, *options, epochs=3)
+    halves, _ = finetune(tmp_path / "halves", data, cache, *options, "--resume_from_checkpoint", "latest", epochs=3)
+    assert halves["results"]["scratch"] == whole["results"]["scratch"]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (("--label_columns", "gone"), "no column 'gone'"),
+        ((), "Candidates: share, a, b"),
+        (("--label_columns", "ring", "--problem_type", "regression"), "expected a number"),
+        (("--label_columns", "share", "--split_fractions", "0.98", "0.01", "0.01"), "leaves validation and test empty"),
+        (("--label_columns", "share", "--strategy", "freeze"), "needs --model_name_or_path"),
+        (("--label_columns", "share", "--config_overrides", "colour=1"), "colour"),
+        (("--label_columns", "share", "--config_overrides", "hidden_size=7"), "even number"),
+        (("--label_columns", "share", "--num_seeds", "0"), "at least 1"),
+        (("--label_columns", "share", "--predict_file", "x.csv"), "needs --do_predict"),
+        (("--label_columns", "share", "--split", "group"), "needs --group_column"),
+        (("--label_columns", "share", "--model_name_or_path", "nowhere"), "nowhere: no Atomica"),
+        (("--label_columns", "share", "--resume_from_checkpoint", "latest"), "no checkpoint in"),
+        (("--label_columns", "share", "--eval_strategy", "no"), "load_best_model_at_end"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_training(options, words, data, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_finetune.FinetuningTrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
+    with pytest.raises(StructureError, match=words):
+        finetune(tmp_path / "m", data, cache, *options)
+
+
+def test_a_training_set_of_one_class_is_an_error(cache, tmp_path):
+    rows = [
+        f"{smiles},{int(i > 5)},{'train' if i > 5 else 'test' if i % 2 else 'valid'}" for i, smiles in enumerate(SMILES[:12])
+    ]
+    (tmp_path / "d.csv").write_text("\n".join(["smiles,y,set", *rows]))
+    with pytest.raises(StructureError, match="The training set has one class only of y"):
+        finetune(tmp_path / "m", tmp_path / "d.csv", cache, "--label_columns", "y", "--split_column", "set")
+    (tmp_path / "e.csv").write_text("smiles,y\nc1ccc,1.5\nC(C,2.5\n")
+    with pytest.raises(StructureError, match="leaves train and validation and test empty"):
+        finetune(tmp_path / "m", tmp_path / "e.csv", cache, "--smiles_column", "smiles", "--label_columns", "y")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(regression, data, cache, tmp_path):
+    folder, numbers, rows = regression
+    words = ("--train_file", data, "--label_columns", "share", "--model_name_or_path", folder, "--split_file",
+             folder / "split.json", "--num_conformers", 2, "--learning_rate", 1e-12, "--num_train_epochs", 1, "--output_dir",
+             tmp_path / "m", "--cache_dir", cache, "--num_bootstrap", 20)  # fmt: skip
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "run_finetune.py")
+    done = subprocess.run(
+        [str(word) for word in (*launcher, *words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "m" / "metrics.json").read_text())["results"]["finetune"]
+    for part in ("validation", "test"):
+        for name, metric in numbers["results"]["finetune"][part]["metrics"].items():
+            assert found[part]["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-3), (part, name)
+    assert len(read_csv(tmp_path / "m" / "predictions.csv")) == len(rows)
+
+
+@pytest.mark.parametrize("pooling", ["graph", "block_sum"])
+def test_the_last_layer_takes_up_the_units(pooling, processor):
+    config = AtomicaConfig(vocab_size=len(processor.tokenizer), num_labels=2, pooling=pooling, **SIZES)
+    model = AtomicaForSequenceClassification(config).double().eval()
+    inputs = processor(SMILES[:3], return_tensors="pt")
+    before = model(**inputs).logits.detach().numpy()
+    mean, std = np.array([5.0, -3.0]) * (pooling == "graph"), np.array([2.0, 10.0])
+    run_finetune.scale_head(model, mean, std)
+    assert np.abs(model(**inputs).logits.detach().numpy() - (before * std + mean)).max() < 1e-6
+    run_finetune.unscale_head(model, mean, std)
+    assert np.abs(model(**inputs).logits.detach().numpy() - before).max() < 1e-6
+
+
+def test_balanced_weights_by_hand():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    labels, weights = torch.tensor([0.0, 1.0, float("nan")]), torch.tensor([1.0, 3.0])
+    found = run_finetune.weighted_loss(logits, labels, weights, "single_label_classification")
+    first, second = -torch.log_softmax(logits, -1)[[0, 1], [0, 1]]
+    assert found == pytest.approx(float((first + 3 * second) / 4))
+    labels = torch.tensor([[1.0, float("nan")], [0.0, -1.0], [0.0, 1.0]])
+    found = run_finetune.weighted_loss(logits, labels, weights, "multi_label_classification")
+    chance = torch.sigmoid(torch.tensor([2.0, 0.0, 1.0, 1.0]))  # of the labels that are there: 1, 0, 0 and, weighted, 1
+    expected = -(chance[0].log() + (1 - chance[1]).log() + (1 - chance[2]).log() + 3 * chance[3].log()) / 4
+    assert found == pytest.approx(float(expected))
