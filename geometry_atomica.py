@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.spatial import cKDTree
 from torch import nn
 
 
@@ -208,6 +209,62 @@ def squared_distances(points, others):
 
 
 _MAX_DISTANCES = 2**22  # distances held at once
+_TREE_NODES = 512  # complexes with more nodes are searched by trees, on the processor
+_TREE_SPARE = 8  # neighbours that a tree gives beyond those wanted, among which ties are broken
+
+
+def _nearest_by_distances(positions, candidates, segments, num_neighbors):
+    """Nearest candidates of every candidate of a padded batch, from all distances, some rows at a time.
+
+    Yields (edge type, complex, receiver, sender); see `neighbor_lists`.
+    """
+    batch, width = candidates.shape
+    arange = torch.arange(width, device=positions.device)
+    rows_per_chunk = max(1, _MAX_DISTANCES // max(1, batch * width))
+    for start in range(0, width, rows_per_chunk):
+        rows = slice(start, min(start + rows_per_chunk, width))
+        distances = squared_distances(positions[:, rows], positions)
+        allowed = candidates[:, rows, None] & candidates[:, None] & (arange[rows, None] != arange)
+        same = segments[:, rows, None] == segments[:, None]
+        for edge_type, pairs in ((0, allowed & same), (1, allowed & ~same)):
+            sender, found = smallest(distances.masked_fill(~pairs, math.inf), num_neighbors)
+            complex_id, row, slot = found.nonzero(as_tuple=True)
+            yield edge_type, complex_id, row + start, sender[complex_id, row, slot]
+
+
+def _nearest_by_trees(positions, segments, num_neighbors):
+    """The same for the nodes of one complex, `(num_nodes, 3)`, in memory and nearly in time proportional to their number.
+
+    A tree per segment, and one of what is beside it, give a few neighbours too many; the nearest of these are chosen as
+    `_nearest_by_distances` chooses. Yields (edge type, receiver, sender).
+    """
+    points = positions.detach().double().numpy()
+    for segment in segments.unique():
+        inside = segments == segment
+        receivers = inside.nonzero().squeeze(1)
+        for edge_type, others in ((0, receivers), (1, (~inside).nonzero().squeeze(1))):
+            number = min(num_neighbors + 1 - edge_type + _TREE_SPARE, len(others))
+            if number == 0:
+                continue
+            _, near = cKDTree(points[others.numpy()]).query(points[receivers.numpy()], k=list(range(1, number + 1)))
+            near = others[torch.from_numpy(near.astype("int64"))].sort(dim=1).values
+            distances = (positions[receivers].unsqueeze(1) - positions[near]).pow(2).sum(-1)
+            distances.masked_fill_(near == receivers.unsqueeze(1), math.inf)
+            chosen, found = smallest(distances, num_neighbors)
+            row, slot = found.nonzero(as_tuple=True)
+            sender = near[row, chosen[row, slot]]
+            if number < len(others):  # more of equal distance than were asked for, as in a lattice
+                farthest = distances.masked_fill(distances.isinf(), 0).amax(1)
+                tied = farthest <= distances.gather(1, chosen).amax(1) * (1 + 1e-5)
+                keep = ~tied[row]
+                row, sender = row[keep], sender[keep]
+                for rows in tied.nonzero().squeeze(1).split(max(1, _MAX_DISTANCES // len(others))):
+                    distances = squared_distances(positions[receivers[rows]], positions[others])
+                    distances.masked_fill_(others == receivers[rows].unsqueeze(1), math.inf)
+                    chosen, found = smallest(distances, num_neighbors)
+                    again, slot = found.nonzero(as_tuple=True)
+                    row, sender = torch.cat([row, rows[again]]), torch.cat([sender, others[chosen[again, slot]]])
+            yield edge_type, receivers[row], sender
 
 
 def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, with_globals: bool):
@@ -234,17 +291,21 @@ def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, wi
     candidates = valid & ~is_global
 
     edges = []  # (receiver, sender, type), flat
-    rows_per_chunk = max(1, _MAX_DISTANCES // max(1, batch * width))
-    for start in range(0, width, rows_per_chunk):
-        rows = slice(start, min(start + rows_per_chunk, width))
-        distances = squared_distances(positions[:, rows], positions)
-        allowed = candidates[:, rows, None] & candidates[:, None] & (arange[rows, None] != arange)
-        same = segments[:, rows, None] == segments[:, None]
-        for edge_type, pairs in ((0, allowed & same), (1, allowed & ~same)):
-            sender, found = smallest(distances.masked_fill(~pairs, math.inf), num_neighbors)
-            complex_id, row, slot = found.nonzero(as_tuple=True)
-            receiver = flat[complex_id, row + start]
-            sender = flat[complex_id, sender[complex_id, row, slot]]
+    small = slice(None)
+    if device.type == "cpu" and width > _TREE_NODES:
+        large = candidates.sum(1) > _TREE_NODES
+        for i in large.nonzero().squeeze(1):
+            nodes = candidates[i].nonzero().squeeze(1)
+            for edge_type, receiver, sender in _nearest_by_trees(positions[i, nodes], segments[i, nodes], num_neighbors):
+                receiver, sender = flat[i, nodes[receiver]], flat[i, nodes[sender]]
+                edges.append((receiver, sender, torch.full_like(receiver, edge_type)))
+        small = (~large).nonzero().squeeze(1)
+        width = int((candidates[small] * (arange + 1)).max()) if len(small) else 0
+    if width:
+        within = flat[small]
+        arguments = (positions[small, :width], candidates[small, :width], segments[small, :width], num_neighbors)
+        for edge_type, complex_id, receiver, sender in _nearest_by_distances(*arguments):
+            receiver, sender = within[complex_id, receiver], within[complex_id, sender]
             edges.append((receiver, sender, torch.full_like(receiver, edge_type)))
     if with_globals:
         complex_id, position = (valid & is_global).nonzero(as_tuple=True)

@@ -177,13 +177,36 @@ def brute_force_edges(positions, segments, is_global, k, with_globals):
     return edges
 
 
+@pytest.mark.parametrize("num_segments", [1, 2, 3])
+def test_trees_find_the_neighbours_that_all_distances_find(num_segments, monkeypatch):
+    torch.manual_seed(0)
+    positions, segments = 30 * torch.rand(2, 700, 3), torch.randint(0, num_segments, (2, 700))
+    valid, is_global = torch.ones(2, 700, dtype=torch.bool), torch.rand(2, 700) < 0.01
+    valid[1, 100:] = False
+    by_trees = geometry.neighbor_lists(positions, valid, segments, is_global, 8, False)
+    monkeypatch.setattr(geometry, "_TREE_NODES", 10**9)
+    by_distances = geometry.neighbor_lists(positions, valid, segments, is_global, 8, False)
+    for ours, theirs in zip(by_trees, by_distances):
+        assert torch.equal(ours.receivers, theirs.receivers) and torch.equal(ours.mask, theirs.mask)
+        assert torch.equal(ours.senders.sort(1).values, theirs.senders.sort(1).values)
+        assert torch.equal(
+            (10 * ours.senders + ours.edge_types).sort(1).values, (10 * theirs.senders + theirs.edge_types).sort(1).values
+        )
+
+
 @pytest.mark.parametrize("with_globals", [True, False])
-@pytest.mark.parametrize("limit", [2**22, 50])
-def test_neighbours_equal_brute_force_with_ties_padding_and_several_globals(with_globals, limit, monkeypatch):
+@pytest.mark.parametrize("limit, tree_nodes, dtype", [
+    (2**22, 512, torch.float64), (50, 512, torch.float64), (50, 10, torch.float64), (2**22, 0, torch.float32)
+])  # fmt: skip
+def test_neighbours_equal_brute_force_with_ties_padding_and_several_globals(
+    with_globals, limit, tree_nodes, dtype, monkeypatch
+):
     monkeypatch.setattr(geometry, "_MAX_DISTANCES", limit)
+    monkeypatch.setattr(geometry, "_TREE_NODES", tree_nodes)
+    monkeypatch.setattr(geometry, "_TREE_SPARE", 2)
     torch.manual_seed(1)
     sizes, width, k = (17, 1, 9, 30), 32, 4
-    positions = torch.randint(0, 4, (len(sizes), width, 3)).double()  # a lattice: many equal distances
+    positions = torch.randint(0, 4, (len(sizes), width, 3)).to(dtype)  # a lattice: many equal distances
     valid = torch.arange(width) < torch.tensor(sizes)[:, None]
     segments = torch.randint(0, 3, (len(sizes), width))
     is_global = torch.rand(len(sizes), width) < 0.2
