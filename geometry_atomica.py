@@ -329,8 +329,9 @@ def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, wi
     lists = []
     for group in (few, ~few):
         receivers = group.nonzero().squeeze(1)
+        receivers = receivers[degree[receivers].sort(stable=True).indices]  # so that chunks of rows have few empty slots
         shape = (len(receivers), len(torch.bincount(degree[group], minlength=2)) - 1)
-        row = group.cumsum(0) - 1
+        row = torch.zeros_like(degree).index_copy_(0, receivers, torch.arange(len(receivers), device=device))
         inside = group[receiver]
         where = (row[receiver[inside]], slot[inside])
         senders, types = receiver.new_zeros(shape), receiver.new_zeros(shape)
@@ -364,8 +365,9 @@ def mean_weight(mask, dtype):
     return mask / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**22}
+_CHUNK_ELEMENTS = {"cpu": 2**23}
 _CHUNK_ELEMENTS_ACCELERATOR = 2**26
+_BLOCK_ELEMENTS = 2**18  # of Z: what a core keeps near itself
 
 
 class _Convolution(torch.autograd.Function):
@@ -377,23 +379,27 @@ class _Convolution(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, plan, senders, edge_types, dropout_mask, x, harmonics, radial, receiver_term, sender_term, type_term,
-                radial_weight, *parameters):  # fmt: skip
-        ctx.plan, ctx.indices = plan, (senders, edge_types, dropout_mask)
+    def forward(ctx, plan, slots, senders, edge_types, dropout_mask, x, harmonics, radial, receiver_term, sender_term,
+                type_term, radial_weight, *parameters):  # fmt: skip
+        ctx.plan, ctx.slots, ctx.indices = plan, slots, (senders, edge_types, dropout_mask)
         ctx.save_for_backward(x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters)
         weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
         out = x.new_empty(len(senders), irreps_size(plan.irreps_out))
-        for rows in plan.chunks(senders, x):
-            sources, kinds, drop = (None if i is None else i[rows] for i in ctx.indices)
+        for rows, edges in plan.chunks(senders, slots, x):
+            sources, kinds, drop = (None if i is None else i[edges] for i in ctx.indices)
             ys, h = plan.edge_factors(
-                F.embedding(sources, x), harmonics[rows], radial[rows],
+                F.embedding(sources, x), harmonics[edges], radial[edges],
                 None if receiver_term is None else receiver_term[rows],
                 F.embedding(sources, sender_term), type_term, radial_weight, kinds, drop,
             )  # fmt: skip
             parts = []
             for y, w, b, irrep, scale in zip(ys, weights, biases, plan.irreps_out, plan.scales):
-                z = (y.transpose(1, 2) @ h).view(-1, w.shape[0] * w.shape[1])
-                value = z @ w.flatten(0, 1) + y.sum(1).view(-1, w.shape[0]) @ b
+                value = y.sum(1).view(-1, w.shape[0]) @ b
+                for part, z in plan.blocks(y, h):
+                    torch.bmm(y[part].transpose(1, 2), h[part], out=z)
+                    value.view(len(y), -1)[part].view(-1, irrep.multiplicity).addmm_(
+                        z.view(-1, w[..., 0].numel()), w.flatten(0, 1)
+                    )
                 parts.append(value.view(-1, irrep.size) * scale)
             torch.cat(parts, dim=1, out=out[rows])
         return out
@@ -405,17 +411,17 @@ class _Convolution(torch.autograd.Function):
         tensors = ctx.saved_tensors
         x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters = tensors
         weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
-        need_x, need_harmonics, need_radial = ctx.needs_input_grad[4:7]
+        need_x, need_harmonics, need_radial = ctx.needs_input_grad[5:8]
         grads = [None if t is None else torch.zeros_like(t) for t in tensors]
         gx, gharmonics, gradial, greceiver, gsender, gtype, gradial_weight, *gparameters = grads
         gweights, gbiases = gparameters[: len(weights)], gparameters[len(weights) :]
-        for rows in plan.chunks(ctx.indices[0], x):
-            sources, kinds, drop = (None if i is None else i[rows] for i in ctx.indices)
+        for rows, edges in plan.chunks(ctx.indices[0], ctx.slots, x):
+            sources, kinds, drop = (None if i is None else i[edges] for i in ctx.indices)
             with torch.enable_grad():
                 leaves = [
                     F.embedding(sources, x).requires_grad_(need_x),
-                    harmonics[rows].detach().requires_grad_(need_harmonics),
-                    radial[rows].detach().requires_grad_(need_radial),
+                    harmonics[edges].detach().requires_grad_(need_harmonics),
+                    radial[edges].detach().requires_grad_(need_radial),
                     None if receiver_term is None else receiver_term[rows].detach().requires_grad_(),
                     F.embedding(sources, sender_term).requires_grad_(),
                     None if type_term is None else type_term.detach().requires_grad_(),
@@ -429,13 +435,17 @@ class _Convolution(torch.autograd.Function):
             ):
                 y, hidden = y.detach(), h.detach()
                 g = (g * scale).reshape(-1, irrep.multiplicity)
-                w = w.flatten(0, 1)
-                z = (y.transpose(1, 2) @ hidden).view(-1, len(w))
-                gw.flatten(0, 1).addmm_(z.T, g)
+                w, gw = w.flatten(0, 1), gw.flatten(0, 1)
                 gb.addmm_(y.sum(1).view(-1, len(b)).T, g)
-                gz = torch.mm(g, w.T, out=z).view(len(y), -1, h.shape[-1])
-                grad_h += y @ gz
-                grad_ys.append(torch.baddbmm((g @ b.T).view(len(y), 1, -1), hidden, gz.transpose(1, 2)))
+                grad_y = (g @ b.T).view(len(y), 1, -1).repeat(1, y.shape[1], 1)
+                for part, z in plan.blocks(y, hidden):
+                    torch.bmm(y[part].transpose(1, 2), hidden[part], out=z)
+                    inside = g.view(len(y), -1)[part].view(-1, irrep.multiplicity)
+                    gw.addmm_(z.view(-1, len(w)).T, inside)
+                    torch.mm(inside, w.T, out=z.view(-1, len(w)))
+                    grad_h[part].baddbmm_(y[part], z)
+                    grad_y[part].baddbmm_(hidden[part], z.transpose(1, 2))
+                grad_ys.append(grad_y)
             # a path-less output has a y without gradient history
             outputs = [(o, g) for o, g in zip([*ys, h], [*grad_ys, grad_h]) if o.requires_grad]
             wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
@@ -444,13 +454,17 @@ class _Convolution(torch.autograd.Function):
             if found[0] is not None:
                 gx.index_add_(0, sources.flatten(), found[0].flatten(0, 1))
             gsender.index_add_(0, sources.flatten(), found[4].flatten(0, 1))
-            for target, value in ((gharmonics, found[1]), (gradial, found[2]), (greceiver, found[3])):
+            for target, value, where in (
+                (gharmonics, found[1], edges),
+                (gradial, found[2], edges),
+                (greceiver, found[3], rows),
+            ):
                 if value is not None:
-                    target[rows] = value
+                    target[where] = value
             for target, value in ((gtype, found[5]), (gradial_weight, found[6])):
                 if value is not None:
                     target += value
-        return (None, None, None, None, *grads)
+        return (None, None, None, None, None, *grads)
 
 
 class TensorProductConvolution(nn.Module):
@@ -510,12 +524,24 @@ class TensorProductConvolution(nn.Module):
     def output_biases(self):
         return [getattr(self, f"bias_{irrep.name}") for irrep in self.irreps_out]
 
-    def chunks(self, senders, x):
-        """Slices of receivers whose largest intermediate stays near the size of the processor's cache."""
+    def chunks(self, senders, slots, x):
+        """Slices of receivers whose largest intermediate stays near the size of the processor's cache, and for each the index
+        of their edges: without the slots that are empty in all of its rows, if `slots` says how many each row fills."""
         budget = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
         widest = max(o.components * len(w) for o, w in zip(self.irreps_out, self.output_weights))
         step = max(1, budget // (widest * sum(self.sizes) + senders.shape[1] * widest))
-        return [slice(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
+        chunks = [slice(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
+        return [(rows, rows if slots is None else (rows, slice(max(slots[rows])))) for rows in chunks]
+
+    def blocks(self, y, h):
+        """Slices of the rows of a chunk and room for their Z `(rows, (2 l + 1) * channels, edge width)`, which is written and
+        read while it is in the cache of a core."""
+        size = y.shape[2] * h.shape[2]
+        step = len(y) if y.device.type != "cpu" else max(1, _BLOCK_ELEMENTS // size)
+        room = y.new_empty(min(step, len(y)), y.shape[2], h.shape[2])
+        for start in range(0, len(y), step):
+            part = slice(start, min(start + step, len(y)))
+            yield part, room[: part.stop - start]
 
     def edge_factors(
         self, x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, edge_types, dropout_mask
@@ -571,8 +597,13 @@ class TensorProductConvolution(nn.Module):
             if self.training and self.dropout > 0:
                 shape = (*edges.senders.shape, sum(self.sizes))
                 dropout_mask = torch.rand(shape, device=x.device) >= self.dropout
+            # on an accelerator, asking how many would wait for it
+            slots = None
+            if x.device.type == "cpu":
+                filled = (edges.weight != 0) * torch.arange(1, edges.weight.shape[1] + 1)
+                slots = filled.amax(1).tolist() if filled.numel() else [0] * len(filled)
             return _Convolution.apply(
-                self, edges.senders, edges.edge_types, dropout_mask, x.to(dtype),
+                self, slots, edges.senders, edges.edge_types, dropout_mask, x.to(dtype),
                 (edges.harmonics * edges.weight.unsqueeze(-1)).to(dtype), edges.radial.to(dtype), receiver_term, sender_term,
                 type_term, by_radial, *self.output_weights, *self.output_biases,
             )  # fmt: skip

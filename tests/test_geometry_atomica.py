@@ -109,6 +109,7 @@ def test_convolution_does_not_depend_on_chunks(monkeypatch):
     found = []
     for elements in (1, 2**30):
         monkeypatch.setitem(geometry._CHUNK_ELEMENTS, "cpu", elements)
+        monkeypatch.setattr(geometry, "_BLOCK_ELEMENTS", elements)
         out = run_convolution(convolution, edges, leaves)
         found.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     assert all((a - b).abs().max() < 1e-10 for a, b in zip(*found))
