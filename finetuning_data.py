@@ -46,6 +46,8 @@ NAME_COLUMNS = ("name", "id", "mol_id", "cmpd_chemblid", "pdb_id")
 MISSING = ("", "nan", "na", "n/a", "none", "null")
 _TABLES = ("csv", "tsv", "parquet", "smi")
 _DESCRIPTION = ("pdb_id", *INDEX_COLUMNS, "lig_code", "lig_smiles", "lig_resi")  # columns of an index
+_LARGEST = 1e30  # label; the model computes in 32 bits
+_CLOSEST = 1e-5  # labels, relative to the largest
 _LOOKED_AT = 50  # values of a column, to see whether it holds SMILES
 _NOT_READING = ("modeling", "geometry", "configuration", "data_collator", "metrics")  # code that no example depends on
 
@@ -141,12 +143,23 @@ def find_smiles_column(rows, path, given=None):
 
 
 def _repeated_columns(path, kind):
-    """Names that stand in the header of a CSV or TSV file twice: it cannot be told which is meant."""
+    """Names that stand in the header of a CSV or TSV file twice: it cannot be told which is meant.
+
+    Raises:
+        `StructureError`: if a row has more cells than the header: they would be lost, and a decimal comma looks like this.
+    """
     if kind not in ("csv", "tsv"):
         return set()
-    text = read_bytes(path)[:1_000_000].decode("utf-8-sig", errors="replace")
-    header = next(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ","), [])
-    header = [column.strip() for column in header]
+    text = read_bytes(path).decode("utf-8-sig", errors="replace")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ",")
+    header = [column.strip() for column in next(lines, [])]
+    for line in lines:
+        if any(cell.strip() for cell in line[len(header) :]):
+            raise StructureError(
+                "bad_table",
+                f"{path}: line {lines.line_num} has {len(line)} cells, expected {len(header)} as in the header (a cell with a "
+                "comma in it needs quotes).",
+            )
     return {column for column in header if header.count(column) > 1}
 
 
@@ -174,7 +187,8 @@ def read_source(path, processor, smiles_column=None, max_samples=None):
         rows = read_table(file)[:max_samples]
         if smiles_column is None and all(column in rows[0] for column in INDEX_COLUMNS):
             return _index_source(file, rows, processor)
-        return _without(_smiles_source(path, rows, smiles_column), _repeated_columns(file, kind))
+        repeated = _repeated_columns(file, kind)
+        return _without(_smiles_source(path, rows, smiles_column), repeated)
     work = list_inputs(file, processor.read_options)[:max_samples]
     if kind == "sdf":
         return _sdf_source(file, work)
@@ -195,6 +209,12 @@ def _smiles_source(path, rows, smiles_column):
         raise StructureError(
             "no_smiles_column",
             f"{path}: no column with SMILES; the columns are {', '.join(rows[0])}. Name it (--smiles_column).",
+        )
+    if smiles_column is None and _is_smiles(column) and any(_number(other) is not None for other in rows[0]):
+        raise StructureError(
+            "no_header",
+            f"{path}: the first line is {', '.join(rows[0])}, expected names of columns (else name {column!r} with "
+            "--smiles_column).",
         )
     smiles = [_text(row.get(column)) for row in rows]
     title = next((c for c in rows[0] if c.lower() in NAME_COLUMNS and c != column), None)
@@ -303,7 +323,9 @@ def is_missing(value):
 
 
 def _number(value):
-    """A finite number, or None."""
+    """A finite number, or None; only as it stands in tables, not 1_000 or digits of other scripts, which Python reads."""
+    if isinstance(value, str) and ("_" in value or not value.isascii()):
+        return None
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -330,6 +352,9 @@ def choose_label_columns(source, given=None, excluded=()):
     if given and list(given) != ["all"]:
         for column in given:
             source.column(column)
+            if column in (source.smiles_column, *excluded):
+                use = "the SMILES" if column == source.smiles_column else "the split"
+                raise StructureError("bad_labels", f"--label_columns names {column!r}, which is the column of {use}.")
         if len(set(given)) < len(given):
             raise StructureError("bad_labels", f"--label_columns names a column twice: {', '.join(given)}.")
         return list(given)
@@ -340,10 +365,11 @@ def choose_label_columns(source, given=None, excluded=()):
     named = [column for column in columns if column.lower() in ("label", "labels")]
     found = named if len(named) == 1 else numeric if numeric else columns
     if len(found) != 1:
+        repeated = f"; more than once in the header: {', '.join(sorted(source.repeated))}" if source.repeated else ""
         raise StructureError(
             "ambiguous_labels",
             f"{source.path}: it is not clear which column has the labels; name one or several with --label_columns "
-            f"(or 'all'). Candidates: {', '.join(found) or 'none'}; columns: {', '.join(source.columns)}.",
+            f"(or 'all'). Candidates: {', '.join(found) or 'none'}; columns: {', '.join(source.columns)}{repeated}.",
         )
     return found
 
@@ -466,15 +492,34 @@ def _check_labels(source, labels):
             wrong = there[~np.isin(there, (0, 1))][0]
             raise StructureError("bad_labels", f"{source.path}: {column} has the label {wrong:g}, expected 0 or 1.")
         if labels.problem == CLASSES and len(labels.classes) < 2:
+            blank = f" ({len(value) - len(there)} rows are blank, nan, none, ...)" if len(there) < len(value) else ""
             raise StructureError(
-                "one_class", f"{source.path}: {column} has one class only, {labels.classes[0]!r}, expected two."
+                "one_class", f"{source.path}: {column} has one class only, {labels.classes[0]!r}{blank}, expected two."
             )
-        if labels.problem == REGRESSION and len(there) > 1 and np.ptp(there) == 0:
-            raise StructureError("one_class", f"{source.path}: {column} is {there[0]:g} everywhere: nothing to learn.")
+        if labels.problem == REGRESSION:
+            _check_numbers(source, column, there)
     if labels.problem == MULTI_LABEL:
         flat = values[~np.isnan(values)]
         if len(np.unique(flat)) < 2:
             raise StructureError("one_class", f"{source.path}: all labels are {flat[0]:g}, expected both 0 and 1.")
+
+
+def _check_numbers(source, column, numbers):
+    """Raises `StructureError` for labels that are all alike, or that 32 bits cannot hold or tell apart."""
+    largest = np.abs(numbers).max()
+    if largest > _LARGEST:
+        raise StructureError(
+            "bad_labels", f"{source.path}: {column} has the label {largest:g} in size, expected at most {_LARGEST:g}."
+        )
+    spread = np.ptp(numbers)
+    if len(numbers) > 1 and spread == 0:
+        raise StructureError("one_class", f"{source.path}: {column} is {numbers[0]:g} everywhere: nothing to learn.")
+    if len(numbers) > 1 and spread < max(_CLOSEST * largest, 1 / _LARGEST):
+        raise StructureError(
+            "bad_labels",
+            f"{source.path}: the labels of {column} differ by at most {spread:g} at sizes up to {largest:g}: too little for "
+            "32 bits. Subtract a constant, or choose another unit.",
+        )
 
 
 def _block_labels(source, columns, problem):
@@ -500,12 +545,27 @@ def _block_labels(source, columns, problem):
         cells += [cell for cell in (value.values() if isinstance(value, dict) else value) if not is_missing(cell)]
     if not cells:
         raise StructureError("no_labels", f"{source.path}: {columns[0]} has no label at all.")
-    numeric = all(_number(cell) is not None for cell in cells)
+    wrong = [cell for cell in cells if isinstance(cell, (list, dict))]
+    words = [cell for cell in cells if _number(cell) is None]
+    if wrong:
+        raise StructureError(
+            "bad_labels", f"{source.path}: {columns[0]} has the label {wrong[0]!r} of a block, expected one value."
+        )
+    if words and len(words) < len(cells):
+        raise StructureError(
+            "not_numeric",
+            f"{source.path}: {columns[0]} has numbers, and words such as {words[0]!r}, expected one or the other.",
+        )
+    numeric = not words
     if problem is None:
         problem = CLASSES if not numeric or {_number(cell) for cell in cells} <= {0.0, 1.0} else REGRESSION
-    if problem == REGRESSION and not numeric:
-        wrong = next(cell for cell in cells if _number(cell) is None)
-        raise StructureError("not_numeric", f"{source.path}: {columns[0]} has the label {wrong!r}, expected numbers.")
+    if problem != CLASSES and not numeric:
+        raise StructureError("not_numeric", f"{source.path}: {columns[0]} has the label {words[0]!r}, expected numbers.")
+    if problem == REGRESSION:
+        _check_numbers(source, columns[0], np.array([_number(cell) for cell in cells]))
+    if problem == MULTI_LABEL and not {_number(cell) for cell in cells} <= {0.0, 1.0}:
+        other = next(cell for cell in cells if _number(cell) not in (0.0, 1.0))
+        raise StructureError("bad_labels", f"{source.path}: {columns[0]} has the label {other!r}, expected 0 or 1.")
     classes, convert = None, float
     if problem == CLASSES:
         classes = sorted({_plain_class(_text(cell)) for cell in cells})
@@ -571,8 +631,11 @@ class ExampleStore:
     def __init__(self, path):
         self.path, self._connections = Path(path), {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.connection as connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS pieces (key TEXT PRIMARY KEY, value BLOB)")
+        try:
+            with self.connection as connection:
+                connection.execute("CREATE TABLE IF NOT EXISTS pieces (key TEXT PRIMARY KEY, value BLOB)")
+        except sqlite3.Error as error:
+            raise StructureError("bad_cache", f"{path}: no store of structures that can be used ({error}).") from error
 
     def __getstate__(self):
         return {"path": self.path, "_connections": {}}

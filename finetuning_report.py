@@ -177,6 +177,7 @@ An Atomica model of {parameters:,} parameters that predicts {columns} ({problem}
 
 `{file}`: {rows} rows, of which {rejected} could not be used. Split: {split}; {sizes} rows. The rows of each set are in
 `split.json`, every prediction is in `predictions.csv`.
+{notes}
 
 ## Results
 
@@ -214,8 +215,13 @@ MEANINGS = {
 def _entry(metric):
     if metric["value"] is None:
         return "not defined"
-    interval = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
-    return f"{metric['value']:.3f}{interval}"
+    interval = "" if metric["low"] is None else f" [{_short(metric['low'])}, {_short(metric['high'])}]"
+    return f"{_short(metric['value'])}{interval}"
+
+
+def _short(number):
+    """Three decimals, or three digits of what is very large or small."""
+    return f"{number:.3f}" if number == 0 or 0.01 <= abs(number) < 1e5 else f"{number:.3g}"
 
 
 def result_table(results, part):
@@ -262,6 +268,7 @@ def model_card(options, task, results, pictures, num_parameters):
         rejected=len(task.encoded.rejected),
         split=f"`{given['split_file']}`" if data.split_file else f"`{data.split}`",
         sizes=", ".join(f"{part} {len(task.rows(part))}" for part in SETS),
+        notes="".join(f"\n- {note}" for note in task.notes),
         unit="complexes" if labels.of_blocks else "rows",
         resamples=options.run.num_bootstrap,
         tables="\n\n".join(result_table(results, part) for part in parts),
@@ -291,6 +298,7 @@ def write_results(options, task, predictions, log, num_parameters, members=()):
         "rows": {part: len(task.rows(part)) for part in SETS},
         "rejected": task.encoded.report.to_dict()["rejected"],
         "lost_conformers": task.encoded.lost_conformers,
+        "notes": task.notes,
         "log": log,
     }
     (folder / "metrics.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
@@ -298,4 +306,5 @@ def write_results(options, task, predictions, log, num_parameters, members=()):
     (folder / "README.md").write_text(model_card(options, task, results, pictures, num_parameters), encoding="utf-8")
     for part in next(iter(results.values())):
         print(f"\n{result_table(results, part)}")
+    print("\n" + "\n".join(task.notes))
     print(f"\nSaved the model, its card and predictions in {folder}.")

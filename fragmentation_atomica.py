@@ -652,7 +652,8 @@ class Fragments:
                 bond = mol.GetBondWithIdx(number)
                 bond.SetStereoAtoms(place[stereo[1]], place[stereo[2]])
                 bond.SetStereo(Chem.BondStereo.STEREOCIS if stereo[0] == "cis" else Chem.BondStereo.STEREOTRANS)
-        Chem.AssignStereochemistry(mol, force=True)
+        Chem.SetDoubleBondNeighborDirections(mol)  # else cis and trans are lost when several molecules are written
+        Chem.AssignStereochemistry(mol, cleanIt=True, force=True)
         return Chem.CanonSmiles(Chem.MolToSmiles(mol))
 
     @property

@@ -9,6 +9,7 @@ test set, with confidence intervals, beside those of simple models (--baselines)
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -37,7 +38,6 @@ from transformers import (
     set_seed,
 )
 from transformers.hf_argparser import HfArg
-from transformers.trainer_utils import get_last_checkpoint
 
 from atomica_hf import (
     ROOT,
@@ -65,14 +65,25 @@ from finetuning_data import (
     reject_unaligned,
 )
 from finetuning_report import PROBES, stack, write_predictions, write_results
-from metrics_atomica import CLASSES, LOWER_IS_BETTER, METRICS, MULTI_LABEL, PRIMARY, REGRESSION, scores
+from metrics_atomica import (
+    CLASS_METRICS,
+    CLASSES,
+    LOWER_IS_BETTER,
+    METRICS,
+    MULTI_LABEL,
+    PRIMARY,
+    REGRESSION,
+    REGRESSION_METRICS,
+    scores,
+)
 from run_embedding import batches, embed
 from run_embedding import load_model as load_encoder
-from splitting import SETS, SPLITS, check_split, make_split, read_split, write_split
+from splitting import SETS, SPLITS, canonical_smiles, check_split, make_split, read_split, shared_molecules, write_split
 
 
 STRATEGIES = ("finetune", "freeze", "gradual", "scratch", *PROBES)
 RECORD_FILE = "finetuning.json"
+RECORD_KEYS = ("strategy", "columns", "problem", "classes", "of_blocks", "num_conformers", "members", "pooling")
 VECTORS_FILE = "probe_vectors.parquet"
 
 
@@ -207,6 +218,8 @@ def parse(argv):
     if len(argv) == 1 and argv[0].endswith(".json"):
         try:
             return Options(*parser.parse_json_file(argv[0]))
+        except StructureError:
+            raise
         except (OSError, ValueError, TypeError) as error:
             raise StructureError("usage", f"{argv[0]}: not a JSON file with options ({error}).") from error
     try:
@@ -231,6 +244,9 @@ def check_options(options):
     )
     refuse(training.do_predict and data.predict_file is None, "--do_predict needs --predict_file.")
     refuse(data.predict_file is not None and not training.do_predict, "--predict_file needs --do_predict.")
+    refuse(data.predictions_file is not None and not training.do_predict, "--predictions_file needs --do_predict.")
+    is_folder = data.predictions_file is not None and Path(data.predictions_file).is_dir()
+    refuse(is_folder, f"--predictions_file {data.predictions_file} is a folder, expected a file.")
     refuse(Path(training.output_dir).is_file(), f"--output_dir {training.output_dir} is a file, expected a folder.")
     needs_model = model.strategy != "scratch" and model.model_name_or_path is None
     refuse(needs_model, f"--strategy {model.strategy} needs --model_name_or_path.")
@@ -243,15 +259,23 @@ def check_options(options):
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")
     refuse(run.teacher and model.strategy in PROBES, "--teacher is not for probes.")
     refuse(data.block_labels and model.strategy in PROBES, f"--strategy {model.strategy} has no labels of blocks.")
+    refuse(run.num_seeds > 1 and model.strategy in PROBES, f"--num_seeds is not for --strategy {model.strategy}.")
     for name, least, where in (
         ("num_seeds", 1, run), ("num_bootstrap", 0, run), ("num_conformers", 1, data), ("preprocessing_num_workers", 1, data),
         ("unfreeze_every", 1, model), ("max_samples", 1, data), ("early_stopping_patience", 1, run),
+        ("per_device_train_batch_size", 1, training), ("per_device_eval_batch_size", 1, training),
+        ("learning_rate", 0, training),
     ):  # fmt: skip
         value = getattr(where, name)
         refuse(value is not None and value < least, f"--{name} is {value}, expected at least {least}.")
     refuse(not model.probe_regularization > 0, f"--probe_regularization is {model.probe_regularization}, expected more than 0.")
+    refuse(training.dataloader_drop_last, "--dataloader_drop_last would leave out predictions.")
+    stops = run.early_stopping_patience is not None and str(training.eval_strategy.value) == "no"
+    refuse(stops, "--early_stopping_patience needs --eval_strategy epoch or steps.")
     explicit = str(training.resume_from_checkpoint).lower() not in ("none", "false", "true", "latest")
     refuse(run.num_seeds > 1 and explicit, "With --num_seeds, --resume_from_checkpoint must be latest.")
+    both = data.split_file is not None and (data.split_column or data.group_column)
+    refuse(both, "--split_file excludes --split_column and --group_column.")
     data.split = "column" if data.split_column else "group" if data.group_column else data.split
     refuse(data.split == "column" and not data.split_column, "--split column needs --split_column.")
     refuse(data.split == "group" and not data.group_column, "--split group needs --group_column.")
@@ -268,6 +292,7 @@ class Task:
     labels: Labels
     encoded: Encoded
     split: dict
+    notes: list = dataclasses.field(default_factory=list)  # for people: in the printed report and the card
 
     @property
     def problem(self):
@@ -303,19 +328,32 @@ def split_rows(source, labels, data):
     Raises:
         `StructureError`: if a set is empty.
     """
-    if data.split_file is not None:
-        return check_split(read_split(data.split_file, len(source.rows)))
     usable = _has_label(labels)
+    if data.split_file is not None:
+        found = read_split(data.split_file, len(source.rows))
+        labelled = {part: [row for row in rows if row in usable] for part, rows in found.items()}
+        return check_split(labelled, _needed_sets(data), f"{data.split_file} (of rows with a label)")
     if source.kind == "smiles":
-        usable = {row for row in usable if Chem.MolFromSmiles(source.smiles[row]) is not None}
+        usable = {row for row in usable if source.smiles[row] and Chem.MolFromSmiles(source.smiles[row]) is not None}
+    if not usable:
+        raise StructureError("nothing_usable", f"{source.path}: no row has both a label and a SMILES string that can be read.")
     column = data.split_column or data.group_column
     values = source.column(column) if column else None
-    found = make_split(data.split, len(source.rows), source.smiles, values, data.split_fractions, data.split_seed, usable)
-    return check_split(found, _needed_sets(data))
+    found = make_split(
+        data.split, len(source.rows), source.smiles, values, data.split_fractions, data.split_seed, usable, column
+    )
+    if data.split == "random":
+        name = "the random split"
+    elif data.split == "column":
+        name = f"the split by {column}"
+    else:
+        group = column or "scaffold"
+        name = f"the split by {group} (rows of one {group} stay in one set)"
+    return check_split(found, _needed_sets(data), f"{source.path}: {name}")
 
 
 def _needed_sets(data):
-    no_test = data.split_file is None and data.split not in ("column",) and data.split_fractions[2] == 0
+    no_test = data.split != "column" and data.split_fractions[-1] == 0
     return SETS[:2] if no_test else SETS
 
 
@@ -331,6 +369,29 @@ def check_training_set(task):
         )
 
 
+def notes_of(task):
+    """Lines on what is odd about a split, for people."""
+    source, labels, notes = task.source, task.labels, []
+    split = {part: task.rows(part) for part in SETS}
+    targets, _ = task.targets(split["train"])
+    if source.kind in ("smiles", "records") and any(source.smiles):
+        shared = shared_molecules(source.smiles, split)
+        parts = [f"{shared[part]} of {len(split[part])} {part} molecules" for part in reversed(SETS[1:]) if split[part]]
+        notes.append(f"{' and '.join(parts)} have the same canonical SMILES as a training molecule.")
+    left = {row for row in _has_label(labels) if task.encoded.items[row]} - {row for rows in split.values() for row in rows}
+    if left:
+        notes.append(f"{len(left)} usable rows with a label are in no set.")
+    if labels.problem == CLASSES:
+        there = set(targets[~np.isnan(targets)].astype(int).tolist())
+        missing, what = [name for i, name in enumerate(labels.classes) if i not in there], "has no example of the class"
+    else:
+        varied = [len(np.unique(column[~np.isnan(column)])) > 1 for column in targets.T]
+        missing, what = [name for name, one in zip(labels.columns, varied) if not one], "has no two different labels of"
+    if missing:
+        notes.append(f"The training set {what} {', '.join(missing)}: nothing is learnt of it.")
+    return notes
+
+
 def prepare_task(options, processor):
     """Reads, splits and builds, in this order, so that what is wrong shows before what takes long.
 
@@ -341,6 +402,8 @@ def prepare_task(options, processor):
     source = read_source(data.train_file, processor, data.smiles_column, data.max_samples)
     excluded = [column for column in (data.split_column, data.group_column) if column]
     labels = read_labels(source, data.label_columns, data.problem_type, None, data.block_labels, excluded)
+    if options.run.class_weights and labels.problem == REGRESSION:
+        raise StructureError("usage", f"--class_weights is for classes; {', '.join(labels.columns)}: numbers to predict.")
     split = split_rows(source, labels, data)
     encoded = build(source, processor, options)
     if labels.of_blocks:
@@ -351,6 +414,9 @@ def prepare_task(options, processor):
     except StructureError as error:
         raise StructureError(error.code, f"After structures were built: {error}\n{encoded.report.summary()}") from error
     check_training_set(task)
+    task.notes += notes_of(task)
+    if options.is_main:
+        print("\n".join(task.notes))
     return task
 
 
@@ -369,8 +435,9 @@ def build(source, processor, options):
 # models -------------------------------------------------------------------------------------------------------------------
 
 
-def load_processor(options):
-    name = options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT)
+def load_processor(options, folder=None):
+    """That of a folder, or the one that the options name."""
+    name = folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT)
     try:
         return AtomicaProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -629,10 +696,35 @@ def training_arguments(options, task, seed, folder):
     arguments = dataclasses.replace(options.training, **changes)
     metric = best_metric(task) if arguments.metric_for_best_model == "auto" else arguments.metric_for_best_model
     metric = metric.removeprefix("eval_")
+    known = ("loss", *(REGRESSION_METRICS if task.problem == REGRESSION else CLASS_METRICS))
+    if metric not in known:
+        raise StructureError("usage", f"--metric_for_best_model is {metric!r}, expected one of {', '.join(known)}.")
     arguments.metric_for_best_model, arguments.greater_is_better = metric, metric not in LOWER_IS_BETTER
     if options.model.strategy == "gradual":
         arguments.ddp_find_unused_parameters = True
     return arguments
+
+
+def last_checkpoint(folder):
+    """The last checkpoint in a folder that was written to its end; None if there is none."""
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))  # the Trainer writes it last
+            found.append((int(path.name.removeprefix("checkpoint-")), str(path)))
+        except (OSError, ValueError):
+            continue
+    return max(found)[1] if found else None
+
+
+def check_checkpoint(checkpoint, config):
+    """Raises `StructureError` if the model of a checkpoint is not the one that is to be trained on."""
+    before, now = load_config(checkpoint).to_dict(), config.to_dict()
+    unlike = [name for name in now if name in before and before[name] != now[name]]
+    unlike = [name for name in unlike if name not in ("architectures", "dtype", "transformers_version", "_name_or_path")]
+    if unlike:
+        differences = "; ".join(f"has {name} {before[name]!r}, expected {now[name]!r}" for name in unlike)
+        raise StructureError("other_model", f"{checkpoint}: {differences}. A run can be resumed only as it was started.")
 
 
 def checkpoint_of(options, folder):
@@ -641,7 +733,7 @@ def checkpoint_of(options, folder):
     Raises:
         `StructureError`: if there is none, or one that would be overwritten.
     """
-    given, last = options.training.resume_from_checkpoint, get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    given, last = options.training.resume_from_checkpoint, last_checkpoint(folder)
     if given is None or str(given).lower() == "false":
         if last is not None:
             raise StructureError(
@@ -702,25 +794,37 @@ def training_labels(labels, scale):
 def train_one(options, task, extra, processor, seed, folder):
     """Trains with one seed, saves the model in `folder`, and predicts every row. Returns (predictions by row, trainer)."""
     trainer, scale = make_trainer(options, task, extra, processor, seed, folder)
-    trainer.train(resume_from_checkpoint=checkpoint_of(options, folder))
+    checkpoint = checkpoint_of(options, folder)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint, trainer.accelerator.unwrap_model(trainer.model).config)
+    trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.requires_grad_(True)
     if scale is not None:
         scale_head(model, *scale)
+    predictions = predict_rows(trainer, task.encoded, task.problem)
     if trainer.is_world_process_zero():
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    predictions = predict_rows(trainer, task.encoded, task.problem)
     return predictions, trainer
 
 
 def predict_rows(trainer, encoded, problem):
-    """Row -> prediction of a trained model for all rows that have examples."""
+    """Row -> prediction of a trained model for all rows that have examples.
+
+    Raises:
+        `StructureError`: if they are not finite.
+    """
     rows = [row for row, items in enumerate(encoded.items) if items]
     dataset = LabelledExamples(encoded, rows, trainer.accelerator.unwrap_model(trainer.model).config)
     trainer.compute_metrics = None
     logits = trainer.predict(dataset).predictions
-    return average_by_row(to_predictions(logits, problem), dataset)
+    found = average_by_row(to_predictions(logits, problem), dataset)
+    if not all(np.isfinite(value).all() for value in found.values()):
+        raise StructureError(
+            "not_finite", "Predictions are not finite numbers: training diverged (try a smaller --learning_rate)."
+        )
+    return found
 
 
 def mean_of(members):
@@ -733,11 +837,22 @@ def mean_of(members):
 
 def read_record(folder):
     """What a run remembers of itself. Raises `StructureError` if the folder is not of one."""
+    message = f"{folder}: not a folder that run_finetune.py wrote (no {RECORD_FILE} that can be read)."
     try:
-        return json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
+        record = json.loads((Path(folder) / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        message = f"{folder}: not a folder that run_finetune.py wrote (no {RECORD_FILE} that can be read)."
         raise StructureError("no_model", message) from error
+    if not isinstance(record, dict) or not set(RECORD_KEYS) <= set(record):
+        raise StructureError("no_model", message)
+    return record
+
+
+def load_member(cls, folder):
+    """Raises `StructureError` if there is no model of this class."""
+    try:
+        return cls.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise StructureError("no_model", f"{folder}: no model that can be read ({str(error).splitlines()[0]}).") from error
 
 
 def labels_of_record(record, num_rows):
@@ -750,16 +865,17 @@ def labels_of_record(record, num_rows):
 def predict_folder(folder, path, options):
     """A trained folder and a file -> (record, source, examples, predictions by row, each the mean over the members)."""
     record = read_record(folder)
-    processor = AtomicaProcessor.from_pretrained(folder)
+    processor = load_processor(options, folder)
+    if record["strategy"] not in PROBES:
+        cls = model_class(record["of_blocks"])
+        models = [load_member(cls, Path(folder) / member) for member in record["members"]]
     source = read_source(path, processor, options.data.smiles_column, options.data.max_samples)
     data = dataclasses.replace(options.data, num_conformers=record["num_conformers"])
     encoded = build(source, processor, dataclasses.replace(options, data=data))
     if record["strategy"] in PROBES:
         return record, source, encoded, predict_probe(folder, record, encoded)
-    cls = model_class(record["of_blocks"])
     members = []
-    for member in record["members"]:
-        model = cls.from_pretrained(Path(folder) / member)
+    for model in models:
         check_model(encoded, model.config, path)
         arguments = dataclasses.replace(options.training, eval_strategy="no", load_best_model_at_end=False)
         trainer = Trainer(model, arguments, AtomicaCollator())
@@ -780,12 +896,13 @@ def run_prediction(options, folder):
     print(f"{output}: predictions for {len(predictions)} of {len(source.rows)} rows.")
 
 
-def pseudo_labels(options, labels):
+def pseudo_labels(options, task):
     """The teacher's predictions for the unlabelled file, as a function (config, scale) -> training examples.
 
     Raises:
         `StructureError`: if the teacher was trained for other labels.
     """
+    labels = task.labels
     if options.run.teacher is None:
         return None
     record, source, encoded, predictions = predict_folder(options.run.teacher, options.run.unlabeled, options)
@@ -798,6 +915,11 @@ def pseudo_labels(options, labels):
             f"expected {', '.join(labels.columns)} ({labels.problem}).",
         )
     rows = sorted(predictions)
+    held = [task.source.smiles[row] for part in SETS[1:] for row in task.rows(part)]
+    held, more = set(canonical_smiles(held)) - {None}, canonical_smiles([source.smiles[row] for row in rows])
+    task.notes.append(
+        f"{sum(one in held for one in more)} of {len(rows)} molecules of --unlabeled are in validation or test set."
+    )
 
     def examples(config, scale):
         values = np.stack([predictions[row] for row in rows]).astype(np.float32)
@@ -890,15 +1012,34 @@ def record_of(options, labels, members):
     }  # fmt: skip
 
 
+def fingerprint(options, task):
+    """What must not change when a run is resumed, besides the split and the configuration."""
+    labels = task.labels
+    values = labels.values if labels.of_blocks else labels.values.tolist()
+    of_labels = hashlib.sha256(json.dumps([labels.columns, labels.problem, labels.classes, values]).encode()).hexdigest()[:16]
+    run = options.run
+    return {
+        "strategy": options.model.strategy, "labels": of_labels, "num_conformers": options.data.num_conformers,
+        "class_weights": run.class_weights, "teacher": run.teacher and Path(run.teacher).name,
+    }  # fmt: skip
+
+
 def save_split(options, task, folder):
-    """Writes split.json. Raises `StructureError` if a run that is resumed had another one."""
-    file = folder / "split.json"
-    if file.exists() and options.training.resume_from_checkpoint:
-        if read_split(file, len(task.source.rows)) != task.split:
-            raise StructureError("bad_split", f"{file}: the run that is resumed had another split.")
-    elif options.is_main:
+    """Writes split.json. Raises `StructureError` if a run that is resumed had another one, or other labels."""
+    file, now = folder / "split.json", fingerprint(options, task)
+    resumed = checkpoint_of(options, folder)
+    before = file if file.exists() or resumed is None else Path(resumed).parent / "split.json"
+    if before.exists() and options.training.resume_from_checkpoint:
+        if read_split(before, len(task.source.rows)) != task.split:
+            raise StructureError("bad_split", f"{before}: the run that is resumed had another split.")
+        known = json.loads(before.read_text(encoding="utf-8")).get("run", {})
+        for name in [name for name in now if name in known and known[name] != now[name]]:
+            what = "other labels" if name == "labels" else f"{name} {known[name]!r}, expected {now[name]!r}"
+            raise StructureError("other_run", f"{before}: the run that is resumed had {what}.")
+    if options.is_main and not (file.exists() and resumed):
         folder.mkdir(parents=True, exist_ok=True)
-        write_split(file, task.split, kind=options.data.split, seed=options.data.split_seed)
+        kind = "file" if options.data.split_file else options.data.split
+        write_split(file, task.split, kind=kind, seed=options.data.split_seed, run=now)
 
 
 def member_folders(options):
@@ -913,7 +1054,7 @@ def parameters_of(cls, folder):
 
 def train_all(options, task, processor, folder):
     """Every seed, one after another, and then the numbers of their mean."""
-    extra = pseudo_labels(options, task.labels)
+    extra = pseudo_labels(options, task)
     found, members = [], member_folders(options)
     for seed, member in members.items():
         found.append((seed, *train_one(options, task, extra, processor, seed, folder / member)))
@@ -938,6 +1079,8 @@ def main(argv=None):
     if str(options.training.resume_from_checkpoint).lower() in ("latest", "true") and not any(found):
         raise StructureError("usage", f"--resume_from_checkpoint latest: no checkpoint in {folder}.")
     processor = load_processor(options)
+    if options.training.do_predict:
+        read_source(options.data.predict_file, processor, options.data.smiles_column, options.data.max_samples)
     task = prepare_task(options, processor)
     save_split(options, task, folder)
     if options.model.strategy in PROBES:

@@ -25,7 +25,8 @@ _SET_NAMES = {
 
 def check_fractions(fractions):
     """Raises `StructureError` unless these are three shares that add up to one, of which the first is not zero."""
-    if len(fractions) != 3 or min(fractions) < 0 or fractions[0] <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    possible = len(fractions) == 3 and all(share >= 0 for share in fractions) and fractions[0] > 0  # not so for NaN
+    if not possible or abs(sum(fractions) - 1) > 1e-6:
         raise StructureError(
             "bad_fractions", f"The shares of train, validation and test are {list(fractions)}, expected three that add up to 1."
         )
@@ -63,6 +64,25 @@ def _balanced(groups, fractions, seed, limit):
     return _assign(big + [small[i] for i in order], fractions)
 
 
+def _cell(value):
+    """Text of a cell of a column; empty where it is blank, as a table or pandas may say it."""
+    text = "" if value is None else str(value).strip()
+    return "" if text.lower() in ("nan", "none") else text
+
+
+def canonical_smiles(smiles):
+    """SMILES as RDKit writes them, None for what it cannot read."""
+    mols = [Chem.MolFromSmiles(text) if text else None for text in smiles]
+    return [None if mol is None else Chem.MolToSmiles(mol) for mol in mols]
+
+
+def shared_molecules(smiles, split):
+    """Set -> how many of its rows have the canonical SMILES of a row of the training set."""
+    canonical = canonical_smiles(smiles)
+    train = {canonical[row] for row in split["train"]} - {None}
+    return {name: sum(canonical[row] in train for row in split[name]) for name in SETS[1:]}
+
+
 def _by_value(values):
     """Values -> lists of the rows that have each; None is left out."""
     groups = defaultdict(list)
@@ -94,7 +114,7 @@ def scaffold_balanced_split(smiles, fractions=(0.8, 0.1, 0.1), seed=0):
 
 def group_split(values, fractions=(0.8, 0.1, 0.1), seed=0):
     """A value for each row -> a split that keeps rows of one value (a target, a batch, ...) together; blanks are left out."""
-    return _balanced(_by_value(None if value in ("", None) else value for value in values), fractions, seed, limit=1.0)
+    return _balanced(_by_value(_cell(value) or None for value in values), fractions, seed, limit=1.0)
 
 
 def column_split(values, name="the column"):
@@ -105,7 +125,7 @@ def column_split(values, name="the column"):
     """
     split = {part: [] for part in SETS}
     for row, value in enumerate(values):
-        word = str(value or "").strip().lower()
+        word = _cell(value).lower()
         if word and word not in _SET_NAMES:
             raise StructureError("bad_split", f"Row {row + 1}: {name} is {value!r}, expected train, validation or test.")
         if word:
@@ -113,7 +133,7 @@ def column_split(values, name="the column"):
     return split
 
 
-def make_split(kind, num_rows, smiles=None, values=None, fractions=(0.8, 0.1, 0.1), seed=0, usable=None):
+def make_split(kind, num_rows, smiles=None, values=None, fractions=(0.8, 0.1, 0.1), seed=0, usable=None, name="the column"):
     """The split of a data set.
 
     Args:
@@ -124,6 +144,7 @@ def make_split(kind, num_rows, smiles=None, values=None, fractions=(0.8, 0.1, 0.
         fractions (`tuple`): shares of training, validation and test set.
         seed (`int`): of `random`, `scaffold_balanced` and `group`.
         usable (`set[int]`): rows that take part, all by default.
+        name (`str`): of that column, for messages.
 
     Raises:
         `StructureError`: if the kind is unknown, or what it needs is missing.
@@ -143,22 +164,23 @@ def make_split(kind, num_rows, smiles=None, values=None, fractions=(0.8, 0.1, 0.
         return scaffold_split(needed, fractions)
     if kind == "scaffold_balanced":
         return scaffold_balanced_split(needed, fractions, seed)
-    return column_split(needed) if kind == "column" else group_split(needed, fractions, seed)
+    return column_split(needed, name) if kind == "column" else group_split(needed, fractions, seed)
 
 
-def check_split(split, needed=SETS):
-    """Returns the split.
+def check_split(split, needed=SETS, name="The split"):
+    """Returns the split; `name` is what messages call it.
 
     Raises:
         `StructureError`: if a set that is needed is empty, or two sets share a row.
     """
-    empty = [name for name in needed if not split.get(name)]
+    empty = [part for part in needed if not split.get(part)]
     if empty:
-        sizes = ", ".join(f"{name} {len(split.get(name, ()))}" for name in SETS)
-        raise StructureError("empty_set", f"The split leaves {' and '.join(empty)} empty ({sizes} rows).")
-    rows = [row for name in SETS for row in split.get(name, ())]
-    if len(set(rows)) < len(rows):
-        raise StructureError("bad_split", f"{len(rows) - len(set(rows))} rows are in more than one set of the split.")
+        sizes = ", ".join(f"{part} {len(split.get(part, ()))}" for part in SETS)
+        raise StructureError("empty_set", f"{name} leaves {' and '.join(empty)} empty ({sizes} rows).")
+    rows = sorted(row for part in SETS for row in split.get(part, ()))
+    twice = [row for row, following in zip(rows, rows[1:]) if row == following]
+    if twice:
+        raise StructureError("bad_split", f"{name}: the row {twice[0]} is in more than one set, or twice in one.")
     return split
 
 
@@ -175,10 +197,13 @@ def read_split(path, num_rows):
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        split = {name: [int(row) for row in found.get(name, ())] for name in SETS}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        split = {name: found.get(name, []) for name in SETS}
+    except (OSError, ValueError, AttributeError) as error:
         raise StructureError("bad_split", f"{path}: not a split that can be read ({error}).") from error
+    for name, rows in split.items():
+        if not isinstance(rows, list) or any(type(row) is not int for row in rows):
+            raise StructureError("bad_split", f"{path}: {name} is {str(rows)[:50]!r}, expected a list of row numbers.")
     wrong = [row for rows in split.values() for row in rows if not 0 <= row < num_rows]
     if wrong:
         raise StructureError("bad_split", f"{path}: names the row {wrong[0]}, expected rows 0 to {num_rows - 1}.")
-    return check_split(split, needed=())
+    return check_split(split, needed=(), name=str(path))

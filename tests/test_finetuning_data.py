@@ -80,11 +80,42 @@ def test_label_columns_and_problems(tmp_path, processor):
         ("smiles,a,b\nCCO,1,0\nCCN,0,1\n", ["a", "b"], CLASSES, "stand in one column"),
         ("smiles,y\nCCO,abc\nCCN,def\nCCC,ghi\nCCF,jkl\n", None, None, "4 different values"),
         ("smiles,E,E\nCCO,1,2\nCCN,2,3\n", ["E"], None, "'E' is the name of several columns"),
+        ("smiles,E,E\nCCO,1,2\nCCN,2,3\n", None, None, "more than once in the header: E"),
+        ("smiles,y\nCCO,1,5\nCCN,2,5\n", ["y"], None, "line 2 has 3 cells, expected 2"),
+        ("CCO,1.5\nCCN,2.5\nCCC,3.5\n", None, None, "the first line is CCO, 1.5, expected names of columns"),
+        ("smiles,y\nCCO,1\nCCN,2\n", ["smiles"], None, "names 'smiles', which is the column of the SMILES"),
+        ("smiles,y\nCCO,1e300\nCCN,1\n", ["y"], None, "label 1e.300 in size, expected at most 1e.30"),
+        ("smiles,y\nCCO,1e-200\nCCN,2e-200\n", ["y"], None, "too little for 32 bits"),
+        ("smiles,y\nCCO,1000000001\nCCN,1000000003\n", ["y"], None, "differ by at most 2 at sizes up to 1e.09"),
+        ("smiles,y\nCCO,1_000\nCCN,2\n", ["y"], REGRESSION, "y is '1_000', expected a number"),
+        ("smiles,y\nCCO,none\nCCN,active\n", ["y"], None, r"'active' \(1 rows are blank, nan, none"),
     ],
 )
 def test_labels_that_cannot_be_used(text, given, problem, words, tmp_path, processor):
     with pytest.raises(StructureError, match=words):
         labels_of(tmp_path, processor, text, given, problem)
+
+
+@pytest.mark.parametrize(
+    "cells, problem, words",
+    [
+        (("[1, 0]", "[Infinity]"), None, "words such as inf"),
+        (("[[1]]", "[[0]]"), None, "label .1. of a block, expected one value"),
+        (("[1, 2]", "[0]"), MULTI_LABEL, "label 2, expected 0 or 1"),
+        (("[1e300, 2]", "[0]"), REGRESSION, "at most 1e.30"),
+        (("[2.5, 2.5]", "[2.5]"), None, "2.5 everywhere"),
+    ],
+)
+def test_labels_of_blocks_that_cannot_be_used(cells, problem, words, tmp_path, processor):
+    lines = ["smiles,y", *(f'CCO,"{cell}"' for cell in cells)]
+    with pytest.raises(StructureError, match=words):
+        labels_of(tmp_path, processor, "\n".join(lines), None, problem, of_blocks=True)
+
+
+def test_a_damaged_store_is_an_error(tmp_path):
+    (tmp_path / "s.sqlite").write_text("this is no database, and it is long enough to be taken for one " * 20)
+    with pytest.raises(StructureError, match="no store of structures that can be used"):
+        fd.ExampleStore(tmp_path / "s.sqlite")
 
 
 def test_structures_are_built_once_and_failures_named(tmp_path, processor, store, monkeypatch):

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -291,6 +292,76 @@ def test_a_run_is_resumed(data, cache, tmp_path):
     assert halves["results"]["scratch"] == whole["results"]["scratch"]
 
 
+def test_only_the_same_run_is_resumed(data, cache, tmp_path):
+    options = ("--label_columns", "share", "--config_overrides", TINY)
+    folder = tmp_path / "m"
+    (folder / "checkpoint-9").mkdir(parents=True)  # of a run that was stopped while it wrote
+    (folder / "checkpoint-9" / "model.safetensors").write_bytes(b"x")
+    finetune(folder, data, cache, *options)
+    resumed = ("--resume_from_checkpoint", "latest")
+    with pytest.raises(StructureError, match="num_hidden_layers 2, expected 1.*only as it was started"):
+        finetune(folder, data, cache, *options[:3], TINY.replace("layers=2", "layers=1"), *resumed, epochs=2)
+    with pytest.raises(StructureError, match="num_conformers 1, expected 2"):
+        finetune(folder, data, cache, *options, "--num_conformers", 2, *resumed, epochs=2)
+    (tmp_path / "other.csv").write_text(data.read_text().replace(",150,", ",151,"))
+    with pytest.raises(StructureError, match="had other labels"):
+        finetune(folder, tmp_path / "other.csv", cache, *options, *resumed, epochs=2)
+    finetune(folder, data, cache, *options, *resumed, epochs=2)
+
+
+def test_what_is_odd_about_a_split_is_said(cache, tmp_path, capsys):
+    sets = ["train"] * 10 + ["valid"] * 3 + ["test"] * 4
+    smiles = [*SMILES[:13], "OCC", SMILES[0], SMILES[15], SMILES[16]]
+    smiles[1] = "CCO"  # the same as a test molecule, in other words
+    rows = [f"{text},{i}.5,{'' if i < 10 else i},{part}" for i, (text, part) in enumerate(zip(smiles, sets))]
+    (tmp_path / "d.csv").write_text("\n".join(["smiles,y,z,set", *rows]))
+    options = ("--label_columns", "y", "z", "--split_column", "set", "--config_overrides", TINY)
+    numbers, _ = finetune(tmp_path / "m", tmp_path / "d.csv", cache, *options)
+    notes = [
+        "2 of 4 test molecules and 0 of 3 validation molecules have the same canonical SMILES as a training molecule.",
+        "The training set has no two different labels of z: nothing is learnt of it.",
+    ]
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert numbers["notes"] == notes and all(f"- {note}" in card for note in notes)
+    assert notes[0] in capsys.readouterr().out
+
+
+def test_held_out_labels_do_not_reach_the_model(data, cache, tmp_path):
+    base, found = read_csv(data)[:-1], []
+    for name, change in (("a", 0), ("b", 5000)):
+        changed = [row["set"] != "train" for row in base]
+        rows = [f"{r['smiles']},{float(r['share']) + change * c},{r['set']}" for r, c in zip(base, changed)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["smiles,y,set", *rows]))
+        options = ("--label_columns", "y", "--split_column", "set", "--config_overrides", TINY)
+        _, predictions = finetune(tmp_path / name, tmp_path / f"{name}.csv", cache, *options, "--load_best_model_at_end", False)
+        found.append([row["y_predicted"] for row in predictions])
+    assert found[0] == found[1]
+
+
+def test_folders_that_cannot_predict(regression, data, cache, tmp_path):
+    folder, _, _ = regression
+    shutil.copytree(folder, tmp_path / "m", ignore=shutil.ignore_patterns("checkpoint-*"))
+
+    def predict():
+        words = ("--do_predict", "--model_name_or_path", tmp_path / "m", "--predict_file", data, "--output_dir", tmp_path)
+        words = (*words, "--cache_dir", cache)
+        run_finetune.main([str(word) for word in words])
+
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(StructureError, match="no model that can be read"):
+        predict()
+    (tmp_path / "m" / "finetuning.json").write_text("{}")
+    with pytest.raises(StructureError, match="not a folder that run_finetune.py wrote"):
+        predict()
+
+
+def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
+    options = ("--label_columns", "share", "--config_overrides", TINY, "--learning_rate", 1e6, "--max_grad_norm", 1e9)
+    options += ("--load_best_model_at_end", False)
+    with pytest.raises(StructureError, match="training diverged"):
+        finetune(tmp_path / "m", data, cache, *options, epochs=4)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
@@ -307,6 +378,19 @@ def test_a_run_is_resumed(data, cache, tmp_path):
         (("--label_columns", "share", "--model_name_or_path", "nowhere"), "nowhere: no Atomica"),
         (("--label_columns", "share", "--resume_from_checkpoint", "latest"), "no checkpoint in"),
         (("--label_columns", "share", "--eval_strategy", "no"), "load_best_model_at_end"),
+        (("--label_columns", "share", "--metric_for_best_model", "roc_auc"), "'roc_auc', expected one of loss, mae, rmse"),
+        (("--label_columns", "share", "--class_weights", "balanced"), "--class_weights is for classes"),
+        (("--label_columns", "share", "--predictions_file", "x.csv"), "--predictions_file needs --do_predict"),
+        (("--label_columns", "share", "--do_predict", "--predict_file", "gone.csv"), "gone.csv: no such file"),
+        (("--label_columns", "share", "--split_file", "x.json", "--split_column", "set"), "--split_file excludes"),
+        (("--label_columns", "share", "--dataloader_drop_last", "True"), "leave out predictions"),
+        (("--label_columns", "share", "--per_device_eval_batch_size", "0"), "per_device_eval_batch_size is 0, expected at"),
+        (
+            ("--label_columns", "share", "--group_column", "ring"),
+            r"by ring \(rows of one ring stay in one set\) leaves",
+        ),
+        (("--label_columns", "share", "--split_column", "ring"), "Row 1: ring is 'ring', expected train"),
+        (("--label_columns", "set", "--split_column", "set"), "names 'set', which is the column of the split"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_training(options, words, data, cache, tmp_path, monkeypatch):
@@ -323,7 +407,7 @@ def test_a_training_set_of_one_class_is_an_error(cache, tmp_path):
     with pytest.raises(StructureError, match="The training set has one class only of y"):
         finetune(tmp_path / "m", tmp_path / "d.csv", cache, "--label_columns", "y", "--split_column", "set")
     (tmp_path / "e.csv").write_text("smiles,y\nc1ccc,1.5\nC(C,2.5\n")
-    with pytest.raises(StructureError, match="leaves train and validation and test empty"):
+    with pytest.raises(StructureError, match="no row has both a label and a SMILES string"):
         finetune(tmp_path / "m", tmp_path / "e.csv", cache, "--smiles_column", "smiles", "--label_columns", "y")
 
 

@@ -63,6 +63,21 @@ def test_random_groups_and_columns():
         splitting.column_split(["train", "holdout"])
 
 
+def test_blanks_and_spaces_of_a_column():
+    nan = float("nan")
+    assert splitting.column_split(["train ", nan, "nan", None, "TEST"]) == {"train": [0], "validation": [], "test": [4]}
+    split = splitting.group_split(["A", "A ", nan, "nan", "B", "C", "D"], (0.5, 0.25, 0.25))
+    assert rows_of(split) == [0, 1, 4, 5, 6] and [0 in rows for rows in split.values()] == [
+        1 in rows for rows in split.values()
+    ]
+
+
+def test_molecules_in_two_sets_are_counted():
+    smiles = ["CCO", "c1ccccc1", "OCC", "C1=CC=CC=C1", "CCN", None, "c1ccc"]
+    split = {"train": [0, 1, 5], "validation": [2, 4, 6], "test": [3]}
+    assert splitting.shared_molecules(smiles, split) == {"validation": 1, "test": 1}
+
+
 def test_rows_that_are_not_usable_take_no_part():
     for kind in ("random", "scaffold", "scaffold_balanced", "group"):
         split = splitting.make_split(kind, 10, SMILES, list("aabbccddee"), (0.6, 0.2, 0.2), usable=set(range(1, 10)))
@@ -78,6 +93,10 @@ def test_written_and_read_again(tmp_path):
     (tmp_path / "twice.json").write_text(json.dumps({"train": [1, 2], "test": [2]}))
     with pytest.raises(StructureError, match="more than one set"):
         splitting.read_split(tmp_path / "twice.json", 9)
+    for rows in ("[0.5, 1]", '["1"]', "[true]", '"12"', "null"):
+        (tmp_path / "odd.json").write_text(f'{{"train": {rows}}}')
+        with pytest.raises(StructureError, match="expected a list of row numbers"):
+            splitting.read_split(tmp_path / "odd.json", 9)
     (tmp_path / "bad.json").write_text("[1]")
     with pytest.raises(StructureError, match="not a split"):
         splitting.read_split(tmp_path / "bad.json", 9)
@@ -94,6 +113,6 @@ def test_what_cannot_be_split():
         splitting.make_split("group", 2)
     with pytest.raises(StructureError, match="expected one of random"):
         splitting.make_split("by_moon", 2)
-    for wrong in ((0.5, 0.5), (0.8, 0.3, 0.1), (1.2, -0.1, -0.1)):
+    for wrong in ((float("nan"), 0.1, 0.1), (0.5, 0.5), (0.8, 0.3, 0.1), (1.2, -0.1, -0.1)):
         with pytest.raises(StructureError, match="add up to 1"):
             splitting.make_split("random", 10, fractions=wrong)
