@@ -208,7 +208,7 @@ def squared_distances(points, others):
     return (points.unsqueeze(-2) - others.unsqueeze(-3)).pow(2).sum(-1)
 
 
-_MAX_DISTANCES = 2**22  # distances held at once
+_MAX_DISTANCES = 2**20  # distances held at once
 _TREE_NODES = 512  # complexes with more nodes are searched by trees, on the processor
 _TREE_SPARE = 8  # neighbours that a tree gives beyond those wanted, among which ties are broken
 

@@ -152,7 +152,7 @@ def test_a_lone_molecule_has_no_rigid_puzzle_and_does_not_dilute_that_of_others(
 def test_float32_is_close_to_float64(examples):
     exact = tiny_model()(**to_batch(examples)).pooler_output
     single = tiny_model(dtype=torch.float32)(**to_batch(examples, torch.float32)).pooler_output
-    assert (exact - single).abs().max() < 1e-5
+    assert (exact - single).abs().max() < 5e-5
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(examples):

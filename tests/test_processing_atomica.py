@@ -170,8 +170,16 @@ def test_values_go_back_into_pdb_and_cif(shared, processor, tmp_path):
         processor.to_pdb(example, per_block, tmp_path / name)
         again = processor.encode(processor.read(tmp_path / name, "A", "A:UDP:900")[0])
         assert again["input_ids"].tolist() == example["input_ids"].tolist()
-        assert again["block_origins"] == example["block_origins"] and again["atom_origins"] == example["atom_origins"]
-        assert np.abs(again["positions"] - example["positions"]).max() < 2e-3
+        assert again["block_origins"] == example["block_origins"]
+        places, expected = (
+            {
+                (item["block_origins"][b], name): p
+                for b, name, p in zip(item["atom_to_block"], item["atom_origins"], item["positions"])
+            }
+            for item in (again, example)
+        )  # atoms of one phosphate may change places: which oxygen has the double bond is perceived anew
+        assert places.keys() == expected.keys() and len(again["atom_ids"]) == len(example["atom_ids"])
+        assert max(np.abs(places[key] - expected[key]).max() for key in places if key[1]) < 2e-3
     lines = [line for line in processor.to_pdb(example, per_block).splitlines() if line.startswith(("ATOM", "HETATM"))]
     real = np.array(example["atom_ids"]) != 2
     assert np.allclose([float(line[60:66]) for line in lines], per_block[np.array(example["atom_to_block"])][real], atol=0.006)
