@@ -365,7 +365,7 @@ def mean_weight(mask, dtype):
     return mask / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**23}
+_CHUNK_ELEMENTS = {"cpu": 2**24}
 _CHUNK_ELEMENTS_ACCELERATOR = 2**26
 _BLOCK_ELEMENTS = 2**18  # of Z: what a core keeps near itself
 
@@ -537,7 +537,7 @@ class TensorProductConvolution(nn.Module):
         """Slices of the rows of a chunk and room for their Z `(rows, (2 l + 1) * channels, edge width)`, which is written and
         read while it is in the cache of a core."""
         size = y.shape[2] * h.shape[2]
-        step = len(y) if y.device.type != "cpu" else max(1, _BLOCK_ELEMENTS // size)
+        step = len(y) if y.device.type != "cpu" else max(1, _BLOCK_ELEMENTS * torch.get_num_threads() // size)
         room = y.new_empty(min(step, len(y)), y.shape[2], h.shape[2])
         for start in range(0, len(y), step):
             part = slice(start, min(start + step, len(y)))
