@@ -252,7 +252,7 @@ def test_requests_that_make_no_sense_are_named(names, arguments, words, examples
 
 
 def test_a_head_learns(examples):
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     batch = to_batch(examples, torch.float32)
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     for cls, target in (
@@ -260,8 +260,8 @@ def test_a_head_learns(examples):
         (AtomicaForTokenClassification, torch.where(batch["attention_mask"] == 1, batch["input_ids"] % 2, -100)),
     ):
         model = cls(tiny_config(num_labels=2)).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for _ in range(120):
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(200):
             optimizer.zero_grad()
             loss = model(**batch, labels=target).loss
             loss.backward()

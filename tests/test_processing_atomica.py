@@ -171,15 +171,14 @@ def test_values_go_back_into_pdb_and_cif(shared, processor, tmp_path):
         again = processor.encode(processor.read(tmp_path / name, "A", "A:UDP:900")[0])
         assert again["input_ids"].tolist() == example["input_ids"].tolist()
         assert again["block_origins"] == example["block_origins"]
-        places, expected = (
-            {
-                (item["block_origins"][b], name): p
-                for b, name, p in zip(item["atom_to_block"], item["atom_origins"], item["positions"])
-            }
-            for item in (again, example)
-        )  # atoms of one phosphate may change places: which oxygen has the double bond is perceived anew
-        assert places.keys() == expected.keys() and len(again["atom_ids"]) == len(example["atom_ids"])
-        assert max(np.abs(places[key] - expected[key]).max() for key in places if key[1]) < 2e-3
+        # oxygens of one phosphate may change places: which of them has the double bond is perceived anew
+        moved = [i for i, pair in enumerate(zip(again["atom_origins"], example["atom_origins"])) if pair[0] != pair[1]]
+        assert len(moved) <= 2 and all("UDP" in str(example["block_origins"][example["atom_to_block"][i]]) for i in moved)
+        same = np.setdiff1d(np.arange(len(example["atom_ids"])), moved)
+        assert np.abs(again["positions"][same] - example["positions"][same]).max() < 2e-3
+        found, expected = ({item["atom_origins"][i]: item["positions"][i] for i in moved} for item in (again, example))
+        assert found.keys() == expected.keys() and all(np.abs(found[k] - expected[k]).max() < 2e-3 for k in found)
+        assert again["atom_ids"].tolist() == example["atom_ids"].tolist()
     lines = [line for line in processor.to_pdb(example, per_block).splitlines() if line.startswith(("ATOM", "HETATM"))]
     real = np.array(example["atom_ids"]) != 2
     assert np.allclose([float(line[60:66]) for line in lines], per_block[np.array(example["atom_to_block"])][real], atol=0.006)
