@@ -1,9 +1,11 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """The fragment tokenizer beside a plain form of the published procedure, in one run: whether they agree, how fast both cut
-molecules and mine a vocabulary, and how well vocabularies cover molecules. Prints Markdown tables.
+molecules and mine a vocabulary, whether every molecule of some files is cut as it should be, and how well vocabularies cover
+molecules. Prints Markdown tables.
 
     python benchmarks/tokenizer.py speed druglike.smi.gz --vocabulary ps_vocab_300.txt
     python benchmarks/tokenizer.py mining druglike.smi.gz
+    python benchmarks/tokenizer.py check druglike.smi.gz delaney.csv --round_trip 6000
     python benchmarks/tokenizer.py coverage druglike=druglike.smi.gz:0:250000 ESOL=delaney.csv --vocabularies . my-tokenizer
 
 The published procedure names, after every merge of a molecule, all its pairs of neighbouring fragments, each with one call of
@@ -23,6 +25,7 @@ from pathlib import Path
 from rdkit import Chem
 from rdkit.Chem import Draw
 from rdkit.Chem.Draw import rdMolDraw2D
+from tqdm.auto import tqdm
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,6 +258,65 @@ def mining(smiles, few, size):
     print(f"{scaled / result['seconds']:.0f} times as long as here.")
 
 
+def faults(smiles, tokenizer):
+    """What is wrong with the fragments of a SMILES: nothing, reasons, or one that begins with "refused:"."""
+    mol = Chem.MolFromSmiles(smiles)
+    if mol is None:
+        return ["refused: RDKit cannot read it"]
+    try:
+        tokens, groups = tokenizer.fragment(smiles)
+    except ValueError as error:
+        return [f"refused: {str(error).split(': ', 1)[-1]}"]
+    heavy = [a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() > 1] or [a.GetIdx() for a in mol.GetAtoms()]
+    found = []
+    if sorted(atom for group in groups for atom in group) != heavy:
+        found.append("an atom in none or several fragments")
+    if tokenizer.unk_token_id in tokenizer.convert_tokens_to_ids(tokens):
+        found.append("<unk>")
+    for group in groups:
+        inside, reached, rest = set(group), set(), [group[0]]
+        while rest:
+            reached.add(atom := rest.pop())
+            rest += [n.GetIdx() for n in mol.GetAtomWithIdx(atom).GetNeighbors() if n.GetIdx() in inside - reached]
+        if reached != inside:
+            found.append("a fragment in pieces")
+    return found
+
+
+def check(paths, vocabulary, round_trips):
+    """Every distinct molecule of the files is cut, and the fragments are looked at; whether any was cut wrongly.
+
+    A random sample is also put together again, and compared with RDKit's canonical SMILES."""
+    tokenizer = open_tokenizer(vocabulary)
+    seen, wrong, put_together, sampled = set(), 0, Counter(), random.Random(3)
+    print("\n| file | distinct SMILES not in a file above | cut | refused | wrong |\n|---|---|---|---|---|")
+    refused, examples = Counter(), []
+    for path in paths:
+        new = [text for text in dict.fromkeys(read_smiles(path)) if text not in seen]
+        seen.update(new)
+        reasons = {
+            text: found
+            for text in tqdm(new, desc=Path(path).name, leave=False, disable=None)
+            if (found := faults(text, tokenizer))
+        }
+        no = [found[0] for found in reasons.values() if found[0].startswith("refused")]
+        refused.update(no)
+        bad = {text: found for text, found in reasons.items() if not found[0].startswith("refused")}
+        wrong += len(bad)
+        examples += [f"{text}: {', '.join(found)}" for text, found in list(bad.items())[:5]]
+        print(f"| {Path(path).name} | {len(new)} | {len(new) - len(no)} | {len(no)} | {len(bad)} |", flush=True)
+        readable = [text for text in new if text not in reasons]
+        for text in sampled.sample(readable, min(round_trips, len(readable))):
+            again = tokenizer.to_smiles(tokenizer.cut(text))
+            put_together["alike" if again == Chem.CanonSmiles(text) else f"{Chem.CanonSmiles(text)} became {again}"] += 1
+    for reason, times in refused.most_common():
+        print(f"- {reason}: {times}")
+    if round_trips:
+        print(f"\nPut together again, at most {round_trips} of each file: {put_together.pop('alike', 0)} alike, others:")
+    print("\n".join(f"- {text}" for text in [*put_together, *examples]))
+    return wrong > 0
+
+
 def mine_only(size):
     import resource
 
@@ -312,6 +374,10 @@ def main():
     mined.add_argument("--num_molecules", type=int, default=100_000, help="A random sample of this many, mined here.")
     mined.add_argument("--num_compared", type=int, default=300, help="Molecules that both ways mine.")
     mined.add_argument("--size", type=int, default=300, help="Fragments.")
+    checked = commands.add_parser("check", help="Whether all molecules of some files are cut as they should be.")
+    checked.add_argument("smiles", nargs="+", help="Files of SMILES (.smi .csv, also .gz).")
+    checked.add_argument("--vocabulary", default=str(ROOT), help="ATOMICA's file, or a folder; by default this repository's.")
+    checked.add_argument("--round_trip", type=int, default=0, help="Put so many of each file together again.")
     covered = commands.add_parser("coverage", help="How vocabularies cut sets of molecules.")
     covered.add_argument("sets", nargs="+", help="NAME=FILE, SMILES or SDF; with NAME=FILE:SEED:NUMBER those are left out that "
                          "`train_tokenizer.py --seed SEED --max_samples NUMBER` mines.")  # fmt: skip
@@ -331,6 +397,8 @@ def main():
         if arguments.picture:
             draw(arguments.picture, arguments.vocabularies[0], next(iter(sets.values())))
         return coverage(arguments.vocabularies, sets)
+    if arguments.command == "check":
+        return check(arguments.smiles, arguments.vocabulary, arguments.round_trip)
     molecules = sample(arguments.smiles, number=arguments.num_molecules)
     if arguments.command == "mining":
         return mining(molecules, arguments.num_compared, arguments.size)
@@ -355,4 +423,4 @@ def sample(path, seed=None, mined=None, number=0):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
