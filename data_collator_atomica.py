@@ -12,7 +12,8 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from .configuration_atomica import NUM_SPECIAL_BLOCKS
+from .configuration_atomica import NUM_SPECIAL_BLOCKS, AtomicaConfig
+from .graph_atomica import batch_graph
 from .processing_atomica import ATOM_GLOBAL, ATOM_MASK, MODEL_INPUTS, pad_examples
 
 
@@ -263,15 +264,22 @@ class Puzzle:
         }
 
 
+@dataclass
 class AtomicaCollator:
     """Examples of `AtomicaProcessor.encode` -> a padded batch of the model's inputs, with labels where they have them.
 
     `labels` (or `label`) are one value or one row of values per complex, or one per block; those of blocks are padded with -100
     (integers) or NaN (numbers with a point). None is a missing number.
 
+    Args:
+        config (`AtomicaConfig`): of the model; with it, neighbours are found here (`graph`), in the workers of a data loader,
+            and not in the model's step.
+
     Raises:
         `ValueError`: if the examples do not all have the same names, or labels of different shapes that are not of blocks.
     """
+
+    config: AtomicaConfig | None = None
 
     def __call__(self, examples):
         optional = ("modality_ids", "block_features")
@@ -279,7 +287,11 @@ class AtomicaCollator:
         name = next((name for name in ("labels", "label") if name in examples[0]), None)
         if name is not None:
             batch["labels"] = torch.from_numpy(pad_labels(examples, name, batch["input_ids"].shape[1]))
-        return batch
+        return with_graph(batch, self.config)
+
+
+def with_graph(batch, config):
+    return batch if config is None else {**batch, "graph": batch_graph(config, batch)}
 
 
 def pad_labels(examples, name, num_blocks):
@@ -319,6 +331,7 @@ class AtomicaPreTrainingCollator:
         mask_proportion (`float`): share of the blocks that are hidden, at least one.
         max_blocks (`int`): larger complexes are cropped to this many blocks around the interface.
         seed (`int`): of all draws.
+        config (`AtomicaConfig`): of the model; with it, neighbours are found here, as in `AtomicaCollator`.
 
     Raises:
         `ValueError`: for an unknown task, a noise that is not positive, examples without number or epoch, and examples whose
@@ -334,6 +347,7 @@ class AtomicaPreTrainingCollator:
     mask_proportion: float = 0.1
     max_blocks: int = 256
     seed: int = 0
+    config: AtomicaConfig | None = None
 
     def __post_init__(self):
         task_flags(self.task)
@@ -387,7 +401,7 @@ class AtomicaPreTrainingCollator:
             puzzles.append(self.puzzle(example, np.random.default_rng(draw)))
             if example.get("modality_ids") is not None:
                 puzzles[-1]["modality_ids"] = example["modality_ids"]
-        return pad_examples(puzzles)
+        return with_graph(pad_examples(puzzles), self.config)
 
 
 __all__ = [

@@ -27,13 +27,13 @@ from .geometry_atomica import (
     gaussian_basis,
     gram_invariants,
     mean_weight,
-    neighbor_lists,
     smallest,
     spherical_harmonics,
     split_irreps,
     squared_distances,
     to_channel_major,
 )
+from .graph_atomica import ComplexIndex, NodeEdges, node_edges, segment_mean, segment_sum
 
 
 NUM_EDGE_TYPES = 4
@@ -53,17 +53,6 @@ def encoder_irreps(depth: int, num_scalars: int):
     if depth > 2:
         irreps += [Irrep(num_scalars, 0, -1)]
     return tuple(irreps)
-
-
-def segment_sum(values, index, num_segments: int):
-    """Sum of rows `values` with the same `index` -> `(num_segments, ...)`."""
-    return values.new_zeros((num_segments, *values.shape[1:])).index_add_(0, index, values)
-
-
-def segment_mean(values, index, num_segments: int):
-    """Mean of rows `values` with the same `index` (zero where there are none)."""
-    count = segment_sum(torch.ones_like(index, dtype=values.dtype), index, num_segments)
-    return segment_sum(values, index, num_segments) / count.clamp_min(1).view(-1, *[1] * (values.ndim - 1))
 
 
 def masked_mean(values, mask):
@@ -216,82 +205,6 @@ class AtomicaInterfaceContrastOutput(ModelOutput):
     atom_hidden_state: torch.FloatTensor | None = None
 
 
-class ComplexIndex:
-    """Where every block and atom of a padded batch stands in the flat tensors `(total_blocks, ...)` and `(total_atoms, ...)`.
-    Built once in a forward pass; every index the model needs is read from here."""
-
-    def __init__(self, config, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids):
-        self.batch, self.num_blocks = input_ids.shape
-        self.num_atoms = atom_ids.shape[1]
-        self.block_mask = attention_mask.bool()
-        self.atom_mask = atom_to_block >= 0
-        self.block_slots = self.block_mask.flatten().nonzero().squeeze(1)
-        self.atom_slots = self.atom_mask.flatten().nonzero().squeeze(1)
-        self.total_blocks, self.total_atoms = len(self.block_slots), len(self.atom_slots)
-        if not self.total_blocks or not self.total_atoms:
-            raise ValueError("Every block or every atom of the batch is padding: nothing to encode.")
-        self.complex_of_block = self.block_slots // self.num_blocks
-        self.complex_of_atom = self.atom_slots // self.num_atoms
-
-        self.segments = token_type_ids
-        self.atom_segments = token_type_ids.gather(1, atom_to_block.clamp_min(0))
-        self.num_segments = (token_type_ids * self.block_mask).amax(1) + 1
-        self.flat_atom = self.atom_mask.flatten().cumsum(0).view(self.batch, self.num_atoms) - 1
-        flat_block = self.block_mask.flatten().cumsum(0).view(self.batch, self.num_blocks) - 1
-        self.block_of_atom = flat_block[self.complex_of_atom, self.unpad_atoms(atom_to_block)]
-
-        is_global = input_ids == config.global_token_id
-        in_graph_as_global = is_global | (input_ids == config.unk_token_id) if config.unknown_as_global else is_global
-        self.is_global_block = self.unpad_blocks(is_global)
-        self.is_global_atom = self.is_global_block[self.block_of_atom]
-        self.global_block_nodes = in_graph_as_global
-        self.global_atom_nodes = in_graph_as_global.gather(1, atom_to_block.clamp_min(0))
-
-        self.positions = positions
-        self.atom_positions = self.unpad_atoms(positions)
-        self.block_positions = segment_mean(self.atom_positions, self.block_of_atom, self.total_blocks)
-
-    def unpad_blocks(self, padded):
-        return padded.flatten(0, 1)[self.block_slots]
-
-    def unpad_atoms(self, padded):
-        return padded.flatten(0, 1)[self.atom_slots]
-
-    def pad_blocks(self, flat):
-        padded = flat.new_zeros(self.batch * self.num_blocks, *flat.shape[1:]).index_copy(0, self.block_slots, flat)
-        return padded.view(self.batch, self.num_blocks, *flat.shape[1:])
-
-    def pad_atoms(self, flat):
-        padded = flat.new_zeros(self.batch * self.num_atoms, *flat.shape[1:]).index_copy(0, self.atom_slots, flat)
-        return padded.view(self.batch, self.num_atoms, *flat.shape[1:])
-
-
-@dataclass
-class NodeEdges:
-    """The edges of all nodes of one level, as groups of receivers with dense rows of neighbours.
-
-    `groups`: per group the receivers, their `EdgeFeatures` without radial part, and the distances `(n, k)` in angstrom;
-    `order` puts the concatenated groups back into node order.
-    """
-
-    groups: list
-    order: torch.Tensor
-
-
-def node_edges(positions, padded_positions, valid, segments, is_global, num_neighbors, with_globals, softening, dtype):
-    """Neighbour lists of the nodes of one level, with the directions and lengths of their edges."""
-    with torch.no_grad():
-        lists = neighbor_lists(padded_positions, valid, segments, is_global, num_neighbors, with_globals)
-    groups = []
-    for edges in lists:
-        vectors = positions[edges.senders] - positions[edges.receivers].unsqueeze(1)
-        distances = vectors.norm(dim=-1).to(dtype)
-        harmonics = spherical_harmonics(vectors, softening).to(dtype)
-        features = EdgeFeatures(edges.senders, edges.edge_types, harmonics, None, mean_weight(edges.mask, dtype))
-        groups.append((edges.receivers, features, distances))
-    return NodeEdges(groups, torch.cat([edges.receivers for edges in lists]).argsort())
-
-
 class AtomicaDistanceEmbedding(nn.Module):
     """Distances `(...)` in angstrom -> `(..., edge_size)`: Gaussians from `start` to `cutoff`, then linear-ReLU-linear."""
 
@@ -389,7 +302,7 @@ class AtomicaConvolution(nn.Module):
         self.num_scalars = num_scalars
         self.convolution = TensorProductConvolution(
             irreps_in, HARMONICS, irreps_out, config.edge_size, config.edge_size, num_scalars, num_scalars,
-            config.hidden_dropout_prob,
+            config.hidden_dropout_prob, config.conv_implementation,
         )  # fmt: skip
         self.norm = EquivariantLayerNorm(irreps_out)
 
@@ -519,16 +432,14 @@ class AtomicaPooler(nn.Module):
         self.layers = nn.ModuleList(AtomicaPoolingLayer(config) for _ in range(config.num_pooling_layers))
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, blocks, takes_part, block_mask):
-        """blocks `(total, hidden)`, takes_part `(total,)`, block_mask `(batch, num_blocks)` -> `(batch, hidden)`."""
-        batch, width = block_mask.shape
-        complex_id, position = block_mask.nonzero(as_tuple=True)
-        takes_part = torch.zeros_like(block_mask).index_put((complex_id, position), takes_part)
-        row = takes_part.cumsum(1) - 1
-        count = takes_part.sum(1, keepdim=True)
-        source = takes_part[complex_id, position]
-        row = row[complex_id, position][source]
-        x = blocks.new_zeros(batch, width, blocks.shape[-1]).index_put((complex_id[source], row), blocks[source])
+    def forward(self, blocks, takes_part, index):
+        """blocks `(total, hidden)`, takes_part `(total,)` of the blocks of a `ComplexIndex` -> `(batch, hidden)`."""
+        width, complex_id = index.num_blocks, index.complex_of_block
+        padded = index.pad_blocks(takes_part)
+        count = padded.sum(1, keepdim=True)
+        # those that take part move to the left; the others share a last column, which is cut off
+        row = torch.where(takes_part, index.unpad_blocks(padded.cumsum(1)) - 1, width)
+        x = blocks.new_zeros(index.batch, width + 1, blocks.shape[-1]).index_put((complex_id, row), blocks)[:, :width]
         arange = torch.arange(width, device=blocks.device)
         valid = arange < count
         # a complex without any block to attend to attends to one row of zeros
@@ -677,7 +588,7 @@ class AtomicaPreTrainedModel(PreTrainedModel):
                 which = (~present).nonzero().squeeze(1).tolist()
                 raise ValueError(f"`segment` is {segment}, but complexes {which} of the batch have no such segment.")
         if "h_interface" in names:
-            outputs["h_interface"] = model.pooler(found.h_block, in_segment, index.block_mask)
+            outputs["h_interface"] = model.pooler(found.h_block, in_segment, index)
         if any(name.startswith("z_") for name in names):
             irreps = model.atom_encoder.irreps
             scalars = [p.flatten(-2) for p, irrep in zip(split_irreps(found.atom_irreps, irreps), irreps) if irrep.degree == 0]
@@ -798,6 +709,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
         token_type_ids=None,
         modality_ids=None,
         block_features=None,
+        graph=None,
     ):
         """Inputs as in `forward` -> `Encoding`."""
         self.check_inputs(
@@ -810,12 +722,9 @@ class AtomicaModel(AtomicaPreTrainedModel):
             token_type_ids = ((input_ids == config.global_token_id).cumsum(1) - 1).clamp_min(0)
         dtype = self.dtype
         positions = positions.to(torch.promote_types(positions.dtype, dtype))
-        index = ComplexIndex(config, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids)
+        index = ComplexIndex(config, input_ids, atom_to_block, positions, attention_mask, token_type_ids, graph)
 
-        atom_edges = node_edges(
-            index.atom_positions, positions, index.atom_mask, index.atom_segments, index.global_atom_nodes,
-            config.num_neighbors, config.atom_global_message_passing, config.direction_softening, dtype,
-        )  # fmt: skip
+        atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, dtype)
         atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
@@ -825,18 +734,15 @@ class AtomicaModel(AtomicaPreTrainedModel):
         if config.num_modalities:
             modality = self.modality_embeddings(modality_ids)[index.complex_of_block]
             blocks = blocks + index.is_global_block.unsqueeze(-1) * modality
-        keep = torch.ones_like(index.is_global_atom) if config.atom_global_message_passing else ~index.is_global_atom
-        blocks = self.atom_to_block_attention(blocks, h_atom[keep], index.block_of_atom[keep])
+        atoms = index.attended_atoms()
+        blocks = self.atom_to_block_attention(blocks, h_atom[atoms], index.block_of_atom[atoms])
 
-        block_edges = node_edges(
-            index.block_positions, index.pad_blocks(index.block_positions), index.block_mask, index.segments,
-            index.global_block_nodes, config.num_neighbors, config.global_message_passing, config.direction_softening, dtype,
-        )  # fmt: skip
+        block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, dtype)
         block_irreps, h_block = self.block_encoder(blocks, block_edges)
         if config.block_feature_sizes and self.block_features_after is not None:
             h_block = self.block_features_after(h_block, block_features, segments)
         takes_part = torch.ones_like(index.is_global_block) if config.global_message_passing else ~index.is_global_block
-        h_graph = self.pooler(h_block, takes_part, index.block_mask)
+        h_graph = self.pooler(h_block, takes_part, index)
         return Encoding(index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph)
 
     def forward(
@@ -849,6 +755,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         output_irreps: bool = False,
         return_dict: bool | None = None,
     ) -> AtomicaModelOutput:
@@ -866,13 +773,14 @@ class AtomicaModel(AtomicaPreTrainedModel):
             block_features (`torch.FloatTensor` of shape `(batch, num_blocks, size)`): vectors of another model, for models with
                 `block_feature_size`; zero where there is none. With a width per segment, `size` is the largest, and a segment
                 reads the first of its own width.
+            graph (`dict`): indices and neighbours of this batch, made by `batch_graph` or a collator; found here if absent.
             output_irreps (`bool`): also return the features before the read-outs.
 
         Raises:
             `ValueError`: if an input is missing or of another shape.
         """
         found = self.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         output = AtomicaModelOutput(**found.hidden_states())
         if output_irreps:
@@ -910,6 +818,7 @@ class AtomicaRigidHead(nn.Module):
         self.convolution = TensorProductConvolution(
             encoder_irreps(config.num_hidden_layers, config.atom_hidden_size), HARMONICS, irreps_out, config.edge_size,
             sender_size=config.atom_hidden_size, dropout=config.hidden_dropout_prob,
+            implementation=config.conv_implementation,
         )  # fmt: skip
         self.norm = EquivariantLayerNorm(irreps_out)
         scale = ((config.hidden_size, config.hidden_size, 1), config.hidden_dropout_prob, False)
@@ -952,6 +861,7 @@ class AtomicaTorsionHead(nn.Module):
         self.convolution = TensorProductConvolution(
             encoder_irreps(config.num_hidden_layers, self.num_scalars), BOND_HARMONICS, irreps_out, config.edge_size,
             receiver_size=self.num_scalars, sender_size=self.num_scalars, dropout=config.hidden_dropout_prob,
+            implementation=config.conv_implementation,
         )  # fmt: skip
         self.norm = EquivariantLayerNorm(irreps_out)
         self.dense = nn.Linear(2 * self.num_scalars, self.num_scalars, bias=False)
@@ -961,8 +871,9 @@ class AtomicaTorsionHead(nn.Module):
     def forward(self, atom_irreps, index, torsion_index):
         """torsion_index `(batch, num_torsions, 2)` -> scores `(batch, num_torsions)`, zero on padding."""
         dtype = atom_irreps.dtype
-        complex_id, slot = (torsion_index[..., 0] >= 0).nonzero(as_tuple=True)
-        first, second = torsion_index[complex_id, slot].unbind(-1)
+        slots = index.torsion_slots(torsion_index)
+        complex_id = slots // torsion_index.shape[1] if torsion_index.shape[1] else slots
+        first, second = torsion_index.flatten(0, 1)[slots].unbind(-1)
         start, end = index.positions[complex_id, first], index.positions[complex_id, second]
         middle = (start + end) / 2
         surroundings = index.positions[complex_id]
@@ -982,7 +893,7 @@ class AtomicaTorsionHead(nn.Module):
         ends = scalars[index.flat_atom[complex_id, first]] + scalars[index.flat_atom[complex_id, second]]
         features = self.norm(self.convolution(atom_irreps, edges, receiver_scalars=ends, sender_scalars=scalars))
         scores = self.output(self.dropout(torch.tanh(self.dense(features)))).squeeze(-1)
-        return scores.new_zeros(torsion_index.shape[:2]).index_put((complex_id, slot), scores)
+        return scores.new_zeros(torsion_index.shape[:2].numel()).index_copy(0, slots, scores).view(torsion_index.shape[:2])
 
 
 class AtomicaForPreTraining(AtomicaPreTrainedModel):
@@ -1011,6 +922,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         labels: torch.LongTensor | None = None,
         perturbed_segment: torch.LongTensor | None = None,
         atom_noise_labels: torch.FloatTensor | None = None,
@@ -1045,7 +957,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             if sigma[0] is not None and sigma[1] is None:
                 raise ValueError(f"`{label}` need `{label.replace('labels', 'sigma')}` beside them.")
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         index, atom_edges, atom_irreps, h_block, h_graph = (
             found.index, found.atom_edges, found.atom_irreps, found.h_block, found.h_graph
@@ -1134,6 +1046,7 @@ class AtomicaForMaskedLM(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         labels: torch.LongTensor | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput:
@@ -1148,7 +1061,7 @@ class AtomicaForMaskedLM(AtomicaPreTrainedModel):
             four special tokens, which are never predicted, are the least number there is.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         scores = self.mask_head(found.h_block)
         logits = F.pad(scores, (NUM_SPECIAL_BLOCKS, 0), value=torch.finfo(scores.dtype).min)
@@ -1180,6 +1093,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> AtomicaSequenceClassifierOutput:
@@ -1194,7 +1108,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         """
         config = self.config
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         index, out = found.index, found.hidden_states()
         if config.pooling == "block_sum":
@@ -1236,6 +1150,7 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> TokenClassifierOutput:
@@ -1248,7 +1163,7 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
                 are classes, numbers with a point one regression or many labels.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         logits, loss = self.classifier(found.h_block), None
         if labels is not None:
@@ -1306,6 +1221,7 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        graph: dict | None = None,
         complex_input_ids: torch.LongTensor | None = None,
         complex_atom_ids: torch.LongTensor | None = None,
         complex_atom_to_block: torch.LongTensor | None = None,
@@ -1323,7 +1239,7 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
         exp(aa_ij))), where ab and aa are cosines over `contrast_temperature`.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
         )
         side = F.normalize(self.side_projection(found.h_graph), dim=-1)
         out = {"side_embeds": side, **found.hidden_states()}

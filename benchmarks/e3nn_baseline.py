@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from atomica_hf import AtomicaForPreTraining, AtomicaModel  # noqa: E402
 from atomica_hf.geometry_atomica import HARMONICS, TensorProductConvolution  # noqa: E402
+from atomica_hf.graph_atomica import ComplexIndex  # noqa: E402
 from atomica_hf.modeling_atomica import (  # noqa: E402
     AtomicaEncoder,
     AtomicaRigidHead,
     AtomicaTorsionHead,
-    ComplexIndex,
     Encoding,
     encoder_irreps,
 )
@@ -204,7 +204,7 @@ class E3nnModel(AtomicaModel):
     def encode(self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, *unused):
         config, dtype = self.config, self.dtype
         positions = positions.to(torch.promote_types(positions.dtype, dtype))
-        index = ComplexIndex(config, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids)
+        index = ComplexIndex(config, input_ids, atom_to_block, positions, attention_mask, token_type_ids)
         counts, common = attention_mask.sum(1).tolist(), (config.direction_softening, dtype)
         atom_edges = batch_edges(
             index.atom_positions, index.atom_mask.sum(1).tolist(), index.unpad_atoms(index.atom_segments),

@@ -8,7 +8,7 @@ from atomica_hf.configuration_atomica import AUTO_MAP
 
 
 FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "molecule", "macromolecule", "structure"]
-FLAT += ["processing", "data_collator", "geometry", "modeling"]
+FLAT += ["processing", "geometry", "graph", "data_collator", "modeling"]
 
 
 def test_the_clone_opens_with_the_auto_classes(tmp_path):
