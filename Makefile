@@ -1,4 +1,5 @@
 # make demo    pretrain on the shipped molecules, open the result in a new process, embed, draw (sets up .venv itself)
+# make solubility   pretraining, fine-tuning, probes and simple models compared on one property
 # make test    the tests (sets up .venv itself)
 # make check   what CI runs: style, then the tests
 # make slow    the tests marked slow
@@ -10,10 +11,13 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo test check slow clean
+.PHONY: demo solubility test check slow clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/demo.py --output_dir demo-output
+
+solubility: .venv/.ready
+	$(BIN)/python examples/solubility.py --output_dir solubility-output
 
 test: .venv/.ready-tests
 	$(BIN)/python -m pytest -q -m "not slow"
@@ -36,4 +40,4 @@ check: .venv/.ready-tests
 	$(BIN)/python -c "open('.venv/.ready-tests', 'w').close()"
 
 clean:
-	$(PYTHON) -c "import shutil; [shutil.rmtree(p, ignore_errors=True) for p in ('.venv', 'demo-output')]"
+	$(PYTHON) -c "import shutil; [shutil.rmtree(p, ignore_errors=True) for p in ('.venv', 'demo-output', 'solubility-output')]"

@@ -5,10 +5,8 @@
 a dataset on the Hub; `read_labels` its columns of labels; `encode_source` builds the structures, and keeps them on disk.
 """
 
-import csv
 import functools
 import hashlib
-import io
 import json
 import math
 import multiprocessing
@@ -26,7 +24,6 @@ from rdkit import Chem
 from tqdm.auto import tqdm
 
 from atomica_hf import ROOT, ReadReport, StructureError
-from atomica_hf.component_atomica import read_bytes
 from atomica_hf.molecule_atomica import sdf_records
 from atomica_hf.processing_atomica import MODEL_INPUTS
 from atomica_hf.structure_atomica import (
@@ -49,7 +46,15 @@ _DESCRIPTION = ("pdb_id", *INDEX_COLUMNS, "lig_code", "lig_smiles", "lig_resi") 
 _LARGEST = 1e30  # label; the model computes in 32 bits
 _CLOSEST = 1e-5  # labels, relative to the largest
 _LOOKED_AT = 50  # values of a column, to see whether it holds SMILES
-_NOT_READING = ("modeling", "geometry", "configuration", "data_collator", "metrics")  # code that no example depends on
+_NOT_READING = (
+    "modeling",
+    "geometry",
+    "graph",
+    "convolution_triton",
+    "configuration",
+    "data_collator",
+    "metrics",
+)  # code that no example depends on
 
 
 # what is read -----------------------------------------------------------------------------------------------------------
@@ -79,7 +84,7 @@ class Source:
         smiles_column (`str`): for `kind="smiles"`.
         pieces (`list[Piece]`): one per row, but for `smiles` and `prepared`.
         dataset (`datasets.Dataset`): of a prepared one.
-        repeated (`frozenset[str]`): columns that were left out because their name stands in the header twice.
+        notes (`list[str]`): lines for people on what is odd about it.
     """
 
     path: str
@@ -90,7 +95,7 @@ class Source:
     smiles_column: str | None = None
     pieces: list | None = None
     dataset: object = None
-    repeated: frozenset = frozenset()
+    notes: list = field(default_factory=list)
 
     @functools.cached_property
     def columns(self):
@@ -100,10 +105,8 @@ class Source:
         """Values of a column, None where a row has none.
 
         Raises:
-            `StructureError`: if there is no such column, or more than one.
+            `StructureError`: if there is no such column.
         """
-        if name in self.repeated:
-            raise StructureError("no_column", f"{self.path}: {name!r} is the name of several columns, expected one.")
         if name not in self.columns:
             raise StructureError("no_column", f"{self.path}: no column {name!r}; there are {', '.join(self.columns)}.")
         return [row.get(name) for row in self.rows]
@@ -142,27 +145,6 @@ def find_smiles_column(rows, path, given=None):
     return found[0] if found else likely[0] if len(likely) == 1 else None
 
 
-def _repeated_columns(path, kind):
-    """Names that stand in the header of a CSV or TSV file twice: it cannot be told which is meant.
-
-    Raises:
-        `StructureError`: if a row has more cells than the header: they would be lost, and a decimal comma looks like this.
-    """
-    if kind not in ("csv", "tsv"):
-        return set()
-    text = read_bytes(path).decode("utf-8-sig", errors="replace")
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ",")
-    header = [column.strip() for column in next(lines, [])]
-    for line in lines:
-        if any(cell.strip() for cell in line[len(header) :]):
-            raise StructureError(
-                "bad_table",
-                f"{path}: line {lines.line_num} has {len(line)} cells, expected {len(header)} as in the header (a cell with a "
-                "comma in it needs quotes).",
-            )
-    return {column for column in header if header.count(column) > 1}
-
-
 def read_source(path, processor, smiles_column=None, max_samples=None):
     """Anything that can be trained on or predicted for -> `Source`.
 
@@ -184,23 +166,17 @@ def read_source(path, processor, smiles_column=None, max_samples=None):
         return _smiles_source(path, _hub_rows(path)[:max_samples], smiles_column)
     kind = "folder" if file.is_dir() else format_of(file)
     if kind in _TABLES:
-        rows = read_table(file)[:max_samples]
+        notes = []
+        rows = read_table(file, notes, strict=True)[:max_samples]
         if smiles_column is None and all(column in rows[0] for column in INDEX_COLUMNS):
-            return _index_source(file, rows, processor)
-        repeated = _repeated_columns(file, kind)
-        return _without(_smiles_source(path, rows, smiles_column), repeated)
+            return replace(_index_source(file, rows, processor), notes=notes)
+        return replace(_smiles_source(path, rows, smiles_column), notes=notes)
     work = list_inputs(file, processor.read_options)[:max_samples]
     if kind == "sdf":
         return _sdf_source(file, work)
     pieces = [Piece(*piece, _content(piece[2])) for piece in work]
     names = [piece.name for piece in pieces]
     return Source(str(path), "files", [{"name": name} for name in names], names, [None] * len(names), pieces=pieces)
-
-
-def _without(source, repeated):
-    """The source without these columns, which it remembers."""
-    rows = [{column: value for column, value in row.items() if column not in repeated} for row in source.rows]
-    return replace(source, rows=rows, repeated=frozenset(repeated)) if repeated else source
 
 
 def _smiles_source(path, rows, smiles_column):
@@ -365,11 +341,10 @@ def choose_label_columns(source, given=None, excluded=()):
     named = [column for column in columns if column.lower() in ("label", "labels")]
     found = named if len(named) == 1 else numeric if numeric else columns
     if len(found) != 1:
-        repeated = f"; more than once in the header: {', '.join(sorted(source.repeated))}" if source.repeated else ""
         raise StructureError(
             "ambiguous_labels",
             f"{source.path}: it is not clear which column has the labels; name one or several with --label_columns "
-            f"(or 'all'). Candidates: {', '.join(found) or 'none'}; columns: {', '.join(source.columns)}{repeated}.",
+            f"(or 'all'). Candidates: {', '.join(found) or 'none'}; columns: {', '.join(source.columns)}.",
         )
     return found
 

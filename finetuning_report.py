@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from atomic_files import replacing, write_text
 from baselines import BASELINES, mean_prediction, predict_baseline
 from metrics_atomica import CLASSES, MULTI_LABEL, PRIMARY, REGRESSION, full_report
+from model_card import front_matter
 from splitting import SETS
 
 
@@ -55,7 +57,7 @@ def write_predictions(path, source, labels, encoded, predictions, split=None):
         reason = ": ".join(encoded.rejected.get(row, ())) if row in encoded.rejected else ""
         base = {"row": row, "name": name, "smiles": source.smiles[row] or "", "set": part_of.get(row, "")}
         rows.append({**base, **_cells(labels, labels.values[row], predictions.get(row)), "reason": reason})
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -111,11 +113,12 @@ def plots(task, predictions, log, folder):
     name = "parity.png" if task.problem == REGRESSION else "roc.png"
     low, high = (min(axis.get_xlim()[0], axis.get_ylim()[0]), max(axis.get_xlim()[1], axis.get_ylim()[1]))
     axis.plot([low, high], [low, high], color="#777777", linewidth=0.8)
-    labels = ("measured", "predicted") if task.problem == REGRESSION else ("false positive rate", "true positive rate")
+    labels = ("label", "predicted") if task.problem == REGRESSION else ("false positive rate", "true positive rate")
     axis.set(xlabel=labels[0], ylabel=labels[1], title=", ".join(task.labels.columns)[:50])
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(folder / name, dpi=120)
+    with replacing(folder / name) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
     return [name] + (["learning_curve.png"] if _learning_curve(plt, task, log, folder / "learning_curve.png") else [])
 
@@ -154,21 +157,14 @@ def _learning_curve(plt, task, log, path):
     axes[1].plot([row[0] for row in held_out], [row[2] for row in held_out], color="#d62728")
     axes[1].set(xlabel="epoch", ylabel=f"{PRIMARY[task.problem]} (validation)")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
     plt.close(figure)
     return True
 
 
 CARD = """\
----
-library_name: transformers
-license: apache-2.0
-tags:
-- chemistry
-- biology
-- molecules
----
-
+{front_matter}
 # {name}
 
 An Atomica model of {parameters:,} parameters that predicts {columns} ({problem}), made with `--strategy {strategy}`{start}.
@@ -255,7 +251,9 @@ def model_card(options, task, results, pictures, num_parameters):
     ):  # fmt: skip
         given[name] = given[name] and Path(given[name]).name
     start = f" from {given['model_name_or_path']}" if given["model_name_or_path"] else ""
+    metrics = next(iter(parts.values()))["metrics"]
     return CARD.format(
+        front_matter=front_matter((labels.problem.replace("_", "-"),), options.model.model_name_or_path, metrics),
         name=Path(options.training.output_dir).resolve().name,
         parameters=num_parameters,
         columns=", ".join(f"`{column}`" for column in labels.columns),
@@ -301,9 +299,9 @@ def write_results(options, task, predictions, log, num_parameters, members=()):
         "notes": task.notes,
         "log": log,
     }
-    (folder / "metrics.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    write_text(folder / "metrics.json", json.dumps(numbers, indent=1))
     pictures = plots(task, predictions, log, folder)
-    (folder / "README.md").write_text(model_card(options, task, results, pictures, num_parameters), encoding="utf-8")
+    write_text(folder / "README.md", model_card(options, task, results, pictures, num_parameters))
     for part in next(iter(results.values())):
         print(f"\n{result_table(results, part)}")
     print("\n" + "\n".join(task.notes))

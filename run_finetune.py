@@ -8,6 +8,8 @@ The output folder holds the model with its processor, a card, the split, every p
 test set, with confidence intervals, beside those of simple models (--baselines). Options may also stand in one JSON file.
 """
 
+import argparse
+import copy
 import dataclasses
 import hashlib
 import json
@@ -39,6 +41,7 @@ from transformers import (
 )
 from transformers.hf_argparser import HfArg
 
+from atomic_files import replacing, write_text
 from atomica_hf import (
     ROOT,
     AtomicaCollator,
@@ -65,6 +68,7 @@ from finetuning_data import (
     reject_unaligned,
 )
 from finetuning_report import PROBES, stack, write_predictions, write_results
+from hyperparameter_search import STUDY_FILE, TRIALS_FILE, load_optuna, search
 from metrics_atomica import (
     CLASS_METRICS,
     CLASSES,
@@ -76,6 +80,13 @@ from metrics_atomica import (
     REGRESSION_METRICS,
     scores,
 )
+from noisy_nodes import (
+    DenoisingCollator,
+    EpochOfNoise,
+    NoisyExamples,
+    attach_denoising_head,
+    detach_denoising_head,
+)
 from run_embedding import batches, embed
 from run_embedding import load_model as load_encoder
 from splitting import SETS, SPLITS, canonical_smiles, check_split, make_split, read_split, shared_molecules, write_split
@@ -85,6 +96,7 @@ STRATEGIES = ("finetune", "freeze", "gradual", "scratch", *PROBES)
 RECORD_FILE = "finetuning.json"
 RECORD_KEYS = ("strategy", "columns", "problem", "classes", "of_blocks", "num_conformers", "members", "pooling")
 VECTORS_FILE = "probe_vectors.parquet"
+DEFAULT_NOISE = 0.1  # angstrom
 
 
 # options ------------------------------------------------------------------------------------------------------------------
@@ -92,6 +104,7 @@ VECTORS_FILE = "probe_vectors.parquet"
 
 @dataclass
 class ModelArguments:
+    _argument_group_name = "model"
     model_name_or_path: str | None = HfArg(default=None, help="Folder or hub id of a pretrained, or fine-tuned, model.")
     processor_name_or_path: str | None = HfArg(
         default=None, help="Processor and tokenizer; by default those of the model, or of this repository."
@@ -119,6 +132,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
+    _argument_group_name = "data"
     train_file: str | None = HfArg(
         default=None,
         help="Labelled data: .csv .tsv .parquet with SMILES, .sdf, an index of complexes, a prepared dataset, or a hub name.",
@@ -151,13 +165,27 @@ class DataArguments:
 
 @dataclass
 class RunArguments:
+    _argument_group_name = "training and numbers"
     num_seeds: int = HfArg(default=1, help="Train this many models, with seeds from --seed on, and average their predictions.")
     early_stopping_patience: int | None = HfArg(default=None, help="Stop after this many validations that were no better.")
     class_weights: str | None = HfArg(
         default=None, metadata={"choices": ["balanced"]}, help="Weigh classes by how rare they are in the training set."
     )
     baselines: bool = HfArg(default=False, help="Also train simple models on the same split: mean, ECFP4, descriptors.")
+    hyperparameter_search: int | None = HfArg(
+        default=None,
+        help="First search learning rate, batch size and weight decay around those given, in so many trials (needs optuna), "
+        "by the validation set.",
+    )
     num_bootstrap: int = HfArg(default=1000, help="Resamples for the confidence intervals.")
+    coordinate_noise: float | None = HfArg(
+        default=None,
+        help="Gaussian noise on the atoms of training examples, standard deviation in angstrom; by default 0.1 with "
+        "--noisy_nodes_weight or --teacher, else none.",
+    )
+    noisy_nodes_weight: float = HfArg(
+        default=0.0, help="Weight of a second loss: to predict that noise. Its head is taken off at the end."
+    )
     teacher: str | None = HfArg(default=None, help="Fine-tuned folder that labels --unlabeled for the training set.")
     unlabeled: str | None = HfArg(default=None, help="Unlabelled data for --teacher.")
 
@@ -166,6 +194,7 @@ class RunArguments:
 class FinetuningArguments(TrainingArguments):
     """Those of the Trainer, with defaults for small data sets and small models."""
 
+    _argument_group_name = "the Trainer"
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for the model, numbers, predictions and checkpoints."}
     )
@@ -182,6 +211,11 @@ class FinetuningArguments(TrainingArguments):
         default="auto", metadata={"help": "What best means: by default rmse or roc_auc, or the loss if that is not defined."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of weights and order; the first one with --num_seeds."})
+    do_predict: bool = field(default=False, metadata={"help": "Predict for --predict_file, after training or without."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Continue a run of the same options: latest, or a checkpoint folder."}
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Upload the folder at the end (of the first seed)."})
     ddp_timeout: int = field(default=86400, metadata={"help": "Seconds; the others wait while one process builds structures."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Not used here."})
 
@@ -211,10 +245,33 @@ class Options:
 
 
 ARGUMENTS = (ModelArguments, DataArguments, RunArguments, FinetuningArguments)
+USUAL = {*FinetuningArguments.__annotations__, "weight_decay", "lr_scheduler_type", "warmup_steps", "use_cpu", "report_to",
+         "gradient_accumulation_steps", "bf16", "disable_tqdm", "hub_model_id"}  # fmt: skip
+USUAL -= {"ddp_timeout", "remove_unused_columns"}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)  # without --the-same-with-dashes
+        shown.option_strings = [name for name in action.option_strings if "-" not in name[2:]] or action.option_strings
+        return super()._format_action_invocation(shown)
+
+
+def make_parser():
+    """Own options first, then those of the Trainer that are usually set, then all others."""
+    usage = "%(prog)s --train_file FILE --output_dir FOLDER [options], or one JSON file with options"
+    parser = HfArgumentParser(ARGUMENTS, usage=usage, description=__doc__, formatter_class=HelpFormatter)
+    usual = next(group for group in parser._action_groups if group.title == FinetuningArguments._argument_group_name)
+    others = parser.add_argument_group("all other options of the Trainer, as Transformers explains them")
+    for action in list(usual._group_actions):
+        if action.dest not in USUAL:
+            usual._group_actions.remove(action)
+            others._group_actions.append(action)
+    return parser
 
 
 def parse(argv):
-    parser = HfArgumentParser(ARGUMENTS, description=__doc__)
+    parser = make_parser()
     if len(argv) == 1 and argv[0].endswith(".json"):
         try:
             return Options(*parser.parse_json_file(argv[0]))
@@ -258,13 +315,20 @@ def check_options(options):
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")
     refuse(run.teacher and model.strategy in PROBES, "--teacher is not for probes.")
+    refuse(run.coordinate_noise and model.strategy in PROBES, "--coordinate_noise is not for probes.")
+    useless = run.noisy_nodes_weight and model.strategy in ("freeze", *PROBES)
+    refuse(useless, f"--noisy_nodes_weight is not for --strategy {model.strategy}, which leaves the encoder as it is.")
+    if run.coordinate_noise is None:
+        run.coordinate_noise = DEFAULT_NOISE if run.noisy_nodes_weight or run.teacher else 0.0
+    refuse(run.noisy_nodes_weight and not run.coordinate_noise, "--noisy_nodes_weight needs --coordinate_noise.")
     refuse(data.block_labels and model.strategy in PROBES, f"--strategy {model.strategy} has no labels of blocks.")
     refuse(run.num_seeds > 1 and model.strategy in PROBES, f"--num_seeds is not for --strategy {model.strategy}.")
     for name, least, where in (
         ("num_seeds", 1, run), ("num_bootstrap", 0, run), ("num_conformers", 1, data), ("preprocessing_num_workers", 1, data),
         ("unfreeze_every", 1, model), ("max_samples", 1, data), ("early_stopping_patience", 1, run),
         ("per_device_train_batch_size", 1, training), ("per_device_eval_batch_size", 1, training),
-        ("learning_rate", 0, training),
+        ("hyperparameter_search", 1, run), ("learning_rate", 0, training), ("coordinate_noise", 0, run),
+        ("noisy_nodes_weight", 0, run),
     ):  # fmt: skip
         value = getattr(where, name)
         refuse(value is not None and value < least, f"--{name} is {value}, expected at least {least}.")
@@ -272,6 +336,11 @@ def check_options(options):
     refuse(training.dataloader_drop_last, "--dataloader_drop_last would leave out predictions.")
     stops = run.early_stopping_patience is not None and str(training.eval_strategy.value) == "no"
     refuse(stops, "--early_stopping_patience needs --eval_strategy epoch or steps.")
+    if run.hyperparameter_search is not None:
+        refuse(model.strategy in PROBES, f"--hyperparameter_search is not for --strategy {model.strategy}.")
+        refuse(str(training.eval_strategy.value) == "no", "--hyperparameter_search needs --eval_strategy epoch or steps.")
+        refuse(training.world_size > 1, "--hyperparameter_search runs in one process; then train in several.")
+        load_optuna()
     explicit = str(training.resume_from_checkpoint).lower() not in ("none", "false", "true", "latest")
     refuse(run.num_seeds > 1 and explicit, "With --num_seeds, --resume_from_checkpoint must be latest.")
     both = data.split_file is not None and (data.split_column or data.group_column)
@@ -371,7 +440,7 @@ def check_training_set(task):
 
 def notes_of(task):
     """Lines on what is odd about a split, for people."""
-    source, labels, notes = task.source, task.labels, []
+    source, labels, notes = task.source, task.labels, list(task.source.notes)
     split = {part: task.rows(part) for part in SETS}
     targets, _ = task.targets(split["train"])
     if source.kind in ("smiles", "records") and any(source.smiles):
@@ -583,12 +652,12 @@ def layer_groups(model):
 class GradualUnfreezing(TrainerCallback):
     """The head alone for `every` epochs, then one more group of `layer_groups` every so many epochs."""
 
-    def __init__(self, model, every):
-        self.model, self.every = model, every
+    def __init__(self, every):
+        self.every = every
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.model.atomica.requires_grad_(False)
-        for modules in layer_groups(self.model)[: int(state.epoch + 1e-6) // self.every]:
+    def on_epoch_begin(self, args, state, control, model=None, **kwargs):
+        model.atomica.requires_grad_(False)
+        for modules in layer_groups(model)[: int(state.epoch + 1e-6) // self.every]:
             for module in modules:
                 module.requires_grad_(True)
 
@@ -619,16 +688,19 @@ def weighted_loss(logits, labels, weights, problem):
 
 
 class FinetuningTrainer(Trainer):
-    """The Trainer with balanced classes, and an encoder that stays as it is if it is frozen.
+    """The Trainer with balanced classes, a loss of noise, and an encoder that stays as it is if it is frozen.
 
     Args:
         weights (`torch.Tensor`): of classes; see `class_weights`.
         frozen (`bool`): whether the encoder is frozen; its dropout is then off.
+        noise_weight (`float`): of the loss of a denoising head. It is logged as `noise_loss`, that of predicting nothing as
+            `noise_baseline`; `loss` stays that of the labels.
     """
 
-    def __init__(self, *args, weights=None, frozen=False, **kwargs):
+    def __init__(self, *args, weights=None, frozen=False, noise_weight=0.0, **kwargs):
         super().__init__(*args, **kwargs)
-        self.weights, self.frozen = weights, frozen
+        self.weights, self.frozen, self.noise_weight = weights, frozen, noise_weight
+        self.noise_losses = []
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         plain = self.accelerator.unwrap_model(model)
@@ -639,7 +711,18 @@ class FinetuningTrainer(Trainer):
         if self.weights is not None:
             weighted = weighted_loss(outputs.logits, inputs["labels"], self.weights, plain.config.problem_type)
             loss = weighted + 0.0 * loss  # distributed training wants every parameter in the graph
+        if "noise_loss" in outputs:
+            self.noise_losses.append(torch.stack([outputs["noise_loss"], outputs["noise_baseline"]]).detach())
+            loss = loss + self.noise_weight * outputs["noise_loss"]
         return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs, *args, **kwargs):
+        if "loss" in logs and self.noise_losses:
+            means = self.accelerator.gather(torch.stack(self.noise_losses).mean(0)).view(-1, 2).mean(0)
+            logs["noise_loss"], logs["noise_baseline"] = means.tolist()
+            logs["loss"] -= self.noise_weight * logs["noise_loss"]
+            self.noise_losses.clear()
+        super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):
         """The card is written at the end of the run, with its numbers."""
@@ -692,7 +775,7 @@ def training_arguments(options, task, seed, folder):
     """Arguments of the Trainer for one seed."""
     first = seed == options.training.seed
     push = options.training.push_to_hub and first
-    changes = {"output_dir": str(folder), "seed": seed, "push_to_hub": push, "hub_strategy": "end"}
+    changes = {"output_dir": str(folder), "seed": seed, "push_to_hub": push, "hub_strategy": "end", "label_names": ["labels"]}
     arguments = dataclasses.replace(options.training, **changes)
     metric = best_metric(task) if arguments.metric_for_best_model == "auto" else arguments.metric_for_best_model
     metric = metric.removeprefix("eval_")
@@ -749,32 +832,46 @@ def checkpoint_of(options, folder):
     return str(given)
 
 
-def make_trainer(options, task, extra, processor, seed, folder):
-    """(Trainer, scale of the targets) of one seed; `extra` are further training examples, or None."""
+def make_trainer(options, task, extra, processor, seed, folder, **changes):
+    """(Trainer, scale of the targets) of one seed.
+
+    Args:
+        extra: the function of `pseudo_labels`, or None.
+        changes: of the training arguments, for a search: the Trainer then makes its model anew for each trial.
+    """
     pooling = "graph"
     if options.model.model_name_or_path:
         pooling = load_config(options.model.model_name_or_path).pooling
     elif options.model.config_name or options.model.config_overrides:
         pooling = new_config(options.model, len(processor.tokenizer), task.labels).pooling
     scale = target_scale(task, "graph" if task.labels.of_blocks else pooling)
-    model = make_model(options, task.labels, len(processor.tokenizer), seed, scale)
+    frozen, noise_weight = options.model.strategy == "freeze", options.run.noisy_nodes_weight
+
+    def make():
+        model = make_model(options, task.labels, len(processor.tokenizer), seed, scale)
+        model.atomica.requires_grad_(not frozen)
+        return attach_denoising_head(model) if noise_weight else model
+
+    model = make()
     check_model(task.encoded, model.config, task.source.path)
-    frozen = options.model.strategy == "freeze"
-    model.atomica.requires_grad_(not frozen)
     values = training_labels(task.labels, scale)
     sets = [LabelledExamples(task.encoded, task.rows(part), model.config, values, task.labels.of_blocks) for part in SETS[:2]]
     if extra is not None:
         sets[0] = torch.utils.data.ConcatDataset([sets[0], extra(model.config, scale)])
-    arguments = training_arguments(options, task, seed, folder)
+    arguments = dataclasses.replace(training_arguments(options, task, seed, folder), **changes)
     callbacks = []
     if options.run.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(options.run.early_stopping_patience))
     if options.model.strategy == "gradual":
-        callbacks.append(GradualUnfreezing(model, options.model.unfreeze_every))
+        callbacks.append(GradualUnfreezing(options.model.unfreeze_every))
+    if options.run.coordinate_noise:
+        sets[0] = NoisyExamples(sets[0], options.run.coordinate_noise, seed)
+        callbacks.append(EpochOfNoise(sets[0]))
     weights = class_weights(task) if options.run.class_weights and task.problem != REGRESSION else None
     trainer = FinetuningTrainer(
-        model, arguments, AtomicaCollator(), sets[0], sets[1], compute_metrics=validation_metrics(task, sets[1], scale),
-        callbacks=callbacks, weights=weights, frozen=frozen,
+        None if changes else model, arguments, DenoisingCollator() if noise_weight else AtomicaCollator(), sets[0], sets[1],
+        model_init=make if changes else None, compute_metrics=validation_metrics(task, sets[1], scale), callbacks=callbacks,
+        weights=weights, frozen=frozen, noise_weight=noise_weight,
     )  # fmt: skip
     return trainer, scale
 
@@ -798,7 +895,7 @@ def train_one(options, task, extra, processor, seed, folder):
     if checkpoint is not None:
         check_checkpoint(checkpoint, trainer.accelerator.unwrap_model(trainer.model).config)
     trainer.train(resume_from_checkpoint=checkpoint)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = detach_denoising_head(trainer.accelerator.unwrap_model(trainer.model))
     model.requires_grad_(True)
     if scale is not None:
         scale_head(model, *scale)
@@ -995,7 +1092,8 @@ def run_probe(options, task, record, folder):
     table = {"row": train, "vector": list(chosen), "labels": list(targets.reshape(len(train), -1))}
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    pq.write_table(pa.table(table), folder / VECTORS_FILE)
+    with replacing(folder / VECTORS_FILE) as temporary:
+        pq.write_table(pa.table(table), temporary)
     return dict(zip(rows, fit_probe(record, chosen, targets, vectors)))
 
 
@@ -1021,6 +1119,7 @@ def fingerprint(options, task):
     return {
         "strategy": options.model.strategy, "labels": of_labels, "num_conformers": options.data.num_conformers,
         "class_weights": run.class_weights, "teacher": run.teacher and Path(run.teacher).name,
+        "coordinate_noise": run.coordinate_noise, "noisy_nodes_weight": run.noisy_nodes_weight,
     }  # fmt: skip
 
 
@@ -1052,14 +1151,31 @@ def parameters_of(cls, folder):
     return sum(parameter.numel() for parameter in cls.from_pretrained(folder).parameters())
 
 
+def choose_hyperparameters(options, task, extra, processor, folder):
+    """Puts the best values of a search into the options, and says so in the notes."""
+    count, seed = options.run.hyperparameter_search, options.training.seed
+    changes = {"save_strategy": "no", "load_best_model_at_end": False, "report_to": "none", "push_to_hub": False}
+    trainer, _ = make_trainer(options, task, extra, processor, seed, folder, **changes)
+    best = search(trainer, count, folder, seed, trained=checkpoint_of(options, folder) is not None)
+    for name, value in best.items():
+        setattr(options.training, name, value)
+    values = ", ".join(f"{name} {value:.3g}" for name, value in best.items())
+    task.notes.append(
+        f"Best of {count} trials ({TRIALS_FILE}): {values}. The validation set chose them, so its numbers flatter the model."
+    )
+    print(task.notes[-1])
+
+
 def train_all(options, task, processor, folder):
     """Every seed, one after another, and then the numbers of their mean."""
     extra = pseudo_labels(options, task)
+    if options.run.hyperparameter_search:
+        choose_hyperparameters(options, task, extra, processor, folder)
     found, members = [], member_folders(options)
     for seed, member in members.items():
         found.append((seed, *train_one(options, task, extra, processor, seed, folder / member)))
     if options.is_main:
-        (folder / RECORD_FILE).write_text(json.dumps(record_of(options, task.labels, list(members.values())), indent=1))
+        write_text(folder / RECORD_FILE, json.dumps(record_of(options, task.labels, list(members.values())), indent=1))
         average = mean_of([predictions for _, predictions, _ in found])
         first = found[0][2].state.log_history
         size = parameters_of(model_class(task.labels.of_blocks), folder)
@@ -1076,7 +1192,14 @@ def main(argv=None):
         run_prediction(options, options.model.model_name_or_path or folder)
         return
     found = [checkpoint_of(options, folder / member) for member in member_folders(options).values()]
-    if str(options.training.resume_from_checkpoint).lower() in ("latest", "true") and not any(found):
+    searched = options.run.hyperparameter_search and (folder / STUDY_FILE).exists()
+    if searched and not options.training.resume_from_checkpoint:
+        raise StructureError(
+            "usage",
+            f"{folder} has a search of an earlier run: continue it with --resume_from_checkpoint latest, or name another "
+            "folder.",
+        )
+    if str(options.training.resume_from_checkpoint).lower() in ("latest", "true") and not any(found) and not searched:
         raise StructureError("usage", f"--resume_from_checkpoint latest: no checkpoint in {folder}.")
     processor = load_processor(options)
     if options.training.do_predict:
@@ -1087,7 +1210,7 @@ def main(argv=None):
         record = record_of(options, task.labels, ["."])
         if options.is_main:
             predictions = run_probe(options, task, record, folder)
-            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+            write_text(folder / RECORD_FILE, json.dumps(record, indent=1))
             write_results(options, task, predictions, [], parameters_of(AtomicaModel, folder))
     else:
         train_all(options, task, processor, folder)

@@ -12,6 +12,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.Scaffolds import MurckoScaffold
 
+from atomic_files import write_text
 from atomica_hf import StructureError
 
 
@@ -186,7 +187,7 @@ def check_split(split, needed=SETS, name="The split"):
 
 def write_split(path, split, **details):
     """Writes a split, and what else is to be remembered of it, as JSON."""
-    Path(path).write_text(json.dumps({**details, **split}, indent=1), encoding="utf-8")
+    write_text(path, json.dumps({**details, **split}, indent=1))
 
 
 def read_split(path, num_rows):

@@ -1,10 +1,13 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Files -> `Structure`: everything a path holds, by its content and ending, as work to be done; or a reason why not."""
 
+import codecs
 import csv
 import io
 import math
 import re
+import warnings
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,16 +101,58 @@ def format_of(path) -> str:
     return kind
 
 
-def read_table(path):
-    """Rows of a `.smi`, `.csv`, `.tsv` or `.parquet` file as dictionaries of texts; `.smi` gives the columns `smiles`, `name`.
+def _decode_table(path) -> str:
+    """Text of a table: UTF-8, or what its byte order mark says.
 
     Raises:
-        `StructureError`: if it has no rows.
+        `StructureError`: for any other encoding.
+    """
+    data = read_bytes(path)
+    marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
+             (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+    encoding = next((name for mark, name in marks if data.startswith(mark)), "utf-8-sig")
+    zeros = data[:4096].count(0)
+    try:
+        if encoding == "utf-8-sig" and zeros > 1 and zeros > len(data[:4096]) // 4:
+            raise StructureError(
+                "bad_table", f"{path}: looks like UTF-16 without a byte order mark ({zeros} zero bytes), expected UTF-8."
+            )
+        return data.decode(encoding).replace("\0", " ")
+    except UnicodeDecodeError as error:
+        line, found = data.count(b"\n", 0, error.start) + 1, data[error.start]
+        guess = encoding.upper() if encoding != "utf-8-sig" else "another encoding, such as Windows-1252 or Latin-1"
+        damage = "damaged or cut short" if encoding != "utf-8-sig" else f"byte 0x{found:02X} in line {line} is not UTF-8"
+        raise StructureError("bad_table", f"{path}: the text is in {guess} ({damage}), expected UTF-8.") from error
+
+
+def _number_repeated(header):
+    """Names of columns -> the same, where a name that came before gets a number, as pandas does it: `y`, `y.1`, `y.2`."""
+    names = []
+    for name in header:
+        number, new = 0, name
+        while new in names or (number and new in header):
+            number += 1
+            new = f"{name}.{number}"
+        names.append(new)
+    return names
+
+
+def read_table(path, notes=None, strict=False):
+    """Rows of a `.smi`, `.csv`, `.tsv` or `.parquet` file as dictionaries of texts; `.smi` gives the columns `smiles`, `name`.
+    Of columns with the same name the second is called `name.1`, and so on.
+
+    Args:
+        notes (`list`): gets a line for what is odd but can be read; without it that is a warning.
+        strict (`bool`): whether a row with more cells than the header is an error; else what it has too many is left out.
+
+    Raises:
+        `StructureError`: if it has no rows, is no table, has two columns with SMILES of one name, or is neither UTF-8 nor
+            begins with a byte order mark.
     """
     kind = format_of(path)
     if kind == "parquet":
         return _parquet_rows(path)
-    text = _text(path)
+    text = _decode_table(path)
     if kind == "smi":
         rows = []
         for line in text.split("\n"):
@@ -115,20 +160,42 @@ def read_table(path):
             if fields:
                 rows.append({"smiles": fields[0], "name": fields[1].strip() if len(fields) > 1 else ""})
     else:
-        try:
-            lines = list(csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ",", strict=True))
-        except csv.Error as error:
-            raise StructureError("bad_table", f"{path}: not a table that can be read: {error}.") from error
-        header = [column.strip() for column in lines[0]] if lines else []
-        column = smiles_column(header)
-        if column is not None and header.count(column) > 1:
-            raise StructureError(
-                "bad_table", f"{path}: the column {column!r} stands {header.count(column)} times in its header."
-            )
-        rows = [dict(zip(header, line)) for line in lines[1:] if any(field.strip() for field in line)]
+        rows = _delimited_rows(path, text, "\t" if kind == "tsv" else ",", notes, strict)
     if not rows:
         raise StructureError("empty_file", f"{path}: no rows were found in it.")
     return rows
+
+
+def _delimited_rows(path, text, delimiter, notes, strict):
+    def note(line):
+        if notes is None:
+            warnings.warn(line, stacklevel=4)
+        else:
+            notes.append(line)
+
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader]
+    except csv.Error as error:
+        raise StructureError("bad_table", f"{path}: not a table that can be read: {error}.") from error
+    header = [column.strip() for column in lines[0][1]] if lines else []
+    column = smiles_column(header)
+    if column is not None and header.count(column) > 1:
+        raise StructureError("bad_table", f"{path}: the column {column!r} stands {header.count(column)} times in its header.")
+    names = _number_repeated(header)
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
+        new = [name for name in names if name not in header]
+        note(f"{path}: {', '.join(repeated)}: more than once in the header; the later ones are called {', '.join(new)}.")
+    wide = [(number, cells) for number, cells in lines[1:] if any(cell.strip() for cell in cells[len(header) :])]
+    if wide and strict:
+        raise StructureError(
+            "bad_table",
+            f"{path}: line {wide[0][0]} has {len(wide[0][1])} cells, expected {len(header)} as in the header (a cell with a "
+            "comma in it needs quotes).",
+        )
+    if wide:
+        note(f"{path}: {len(wide)} rows have more cells than the header, which are left out; the first is line {wide[0][0]}.")
+    return [dict(zip(names, cells)) for _, cells in lines[1:] if any(cell.strip() for cell in cells)]
 
 
 def _parquet_rows(path):

@@ -79,8 +79,7 @@ def test_label_columns_and_problems(tmp_path, processor):
         ("smiles,a,b\nCCO,x,0\nCCN,y,1\n", ["a", "b"], None, "each must have numbers"),
         ("smiles,a,b\nCCO,1,0\nCCN,0,1\n", ["a", "b"], CLASSES, "stand in one column"),
         ("smiles,y\nCCO,abc\nCCN,def\nCCC,ghi\nCCF,jkl\n", None, None, "4 different values"),
-        ("smiles,E,E\nCCO,1,2\nCCN,2,3\n", ["E"], None, "'E' is the name of several columns"),
-        ("smiles,E,E\nCCO,1,2\nCCN,2,3\n", None, None, "more than once in the header: E"),
+        ("smiles,E,E\nCCO,1,2\nCCN,2,3\n", None, None, "Candidates: E, E.1"),
         ("smiles,y\nCCO,1,5\nCCN,2,5\n", ["y"], None, "line 2 has 3 cells, expected 2"),
         ("CCO,1.5\nCCN,2.5\nCCC,3.5\n", None, None, "the first line is CCO, 1.5, expected names of columns"),
         ("smiles,y\nCCO,1\nCCN,2\n", ["smiles"], None, "names 'smiles', which is the column of the SMILES"),
@@ -110,6 +109,20 @@ def test_labels_of_blocks_that_cannot_be_used(cells, problem, words, tmp_path, p
     lines = ["smiles,y", *(f'CCO,"{cell}"' for cell in cells)]
     with pytest.raises(StructureError, match=words):
         labels_of(tmp_path, processor, "\n".join(lines), None, problem, of_blocks=True)
+
+
+def test_columns_of_one_name_are_numbered_and_said(tmp_path, processor):
+    source = fd.read_source(table(tmp_path, "smiles,E,E\nCCO,1,2\nCCN,2,4\n"), processor)
+    assert fd.read_labels(source, ["E.1"]).values[:, 0].tolist() == [2, 4]
+    assert fd.read_labels(source, ["all"]).columns == ["E", "E.1"]
+    assert len(source.notes) == 1 and "more than once in the header; the later ones are called E.1" in source.notes[0]
+
+
+def test_repeated_columns_of_real_data(shared, processor):
+    source = fd.read_source(shared / "data/moleculenet/qm8.csv.gz", processor, max_samples=5)
+    labels = fd.read_labels(source, ["all"])
+    assert len(labels.columns) == 16 and {"E1-PBE0", "E1-PBE0.1", "f2-PBE0.1"} < set(labels.columns)
+    assert labels.values.shape == (5, 16) and not np.isnan(labels.values).any()
 
 
 def test_a_damaged_store_is_an_error(tmp_path):

@@ -150,8 +150,8 @@ def test_a_lone_molecule_has_no_rigid_puzzle_and_does_not_dilute_that_of_others(
 
 
 def test_float32_is_close_to_float64(processor, examples):
-    """Blocks in general position lose nothing. With two or three blocks, which lie on a line or in a plane, some features
-    vanish by symmetry; the layer norm, which divides by the root of their square + 1e-5, enlarges what rounding leaves of them."""
+    """Blocks in general position lose nothing. With two or three, which lie on a line or in a plane, some features vanish by
+    symmetry; the layer norm, which divides by the root of their square + 1e-5, enlarges what rounding leaves of them."""
     items = ("CC1(C)SC2C(NC(=O)Cc3ccccc3)C(=O)N2C1C(=O)O", "COc1ccc2nc(S(=O)Cc3ncc(C)c(OC)c3C)[nH]c2c1")
     general = [processor.encode(processor.read(item)[0]) for item in items]
     assert all(len(example["input_ids"]) > 6 for example in general)

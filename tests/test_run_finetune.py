@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run, tiny_model
+from huggingface_hub import ModelCard
 from rdkit import Chem
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -79,6 +81,19 @@ def regression(tmp_path_factory, data, cache, pretrained):
     return folder, numbers, rows
 
 
+def test_help_has_own_options_first_and_says_what_each_is(capsys):
+    with pytest.raises(SystemExit):
+        run_finetune.main(["--help"])
+    text = capsys.readouterr().out
+    titles = ["\nmodel:", "\ndata:", "\ntraining and numbers:", "\nthe Trainer:", "\nall other options of the Trainer"]
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places) and text.index("--teacher") < text.index("--learning_rate") < places[4]
+    assert text.index("--adam_beta1") > places[4] and "--train-file" not in text
+    for option in re.findall(r"\n  (--\w+)", text):
+        described = text.split(f"\n  {option}", 1)[1].split("\n  --", 1)[0].split("(default:")[0]
+        assert len(described.split()) > 3, f"{option} has no help"
+
+
 def test_the_folder_has_all_that_was_promised(regression):
     folder, numbers, rows = regression
     for name in ("README.md", "split.json", "parity.png", "learning_curve.png", "model.safetensors", "tokenizer_config.json"):
@@ -86,6 +101,9 @@ def test_the_folder_has_all_that_was_promised(regression):
     assert list(numbers["results"]) == ["finetune", "mean", "ecfp4_random_forest", "descriptors_gradient_boosting"]
     card = (folder / "README.md").read_text()
     assert "On the test set" in card and "| mean |" in card and str(folder.parent) not in card
+    data = ModelCard(card).data
+    assert data.library_name == "transformers" and data.tags[-1] == "regression" and "rmse" in data.metrics
+    assert data.base_model is None  # that of this run was a folder
     assert len(rows) == len(SMILES) + 1 and "smiles_syntax" in rows[-1]["reason"] and rows[-1]["set"] == ""
     test = numbers["results"]["finetune"]["test"]["metrics"]["rmse"]
     assert test["low"] <= test["value"] <= test["high"]
@@ -226,6 +244,27 @@ def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_
     assert numbers["results"]["random_forest"]["test"]["metrics"]["roc_auc"]["value"] is not None
 
 
+def test_three_classes_of_a_tsv_with_options_of_a_json_file_stop_early(cache, tmp_path):
+    rows = [(smiles, "acyclic" if "1" not in smiles else "aromatic" if "c" in smiles else "ring") for smiles in SMILES]
+    assert {name for _, name in rows} == {"acyclic", "aromatic", "ring"}
+    (tmp_path / "d.tsv").write_text("\n".join(["\t".join(row) for row in [("structure", "kind"), *rows]]))
+    options = {
+        "train_file": tmp_path / "d.tsv", "output_dir": tmp_path / "m", "cache_dir": cache, "config_overrides": TINY,
+        "num_train_epochs": 6, "learning_rate": 1e-12, "early_stopping_patience": 2, "num_bootstrap": 20, "disable_tqdm": True,
+        "metric_for_best_model": "accuracy", "split_fractions": [0.6, 0.2, 0.2],
+    }  # fmt: skip
+    plain = {name: str(value) if isinstance(value, os.PathLike) else value for name, value in options.items()}
+    (tmp_path / "options.json").write_text(json.dumps(plain))
+    run_finetune.main([str(tmp_path / "options.json")])
+    numbers = json.loads((tmp_path / "m" / "metrics.json").read_text())
+    assert [row["epoch"] for row in numbers["log"] if "eval_loss" in row] == [1, 2, 3]  # the first, and two that were no better
+    found = read_csv(tmp_path / "m" / "predictions.csv")
+    names = ("acyclic", "aromatic", "ring")
+    assert all(sum(float(row[f"kind_probability_{name}"]) for name in names) == pytest.approx(1) for row in found)
+    config = AtomicaConfig.from_pretrained(tmp_path / "m")
+    assert config.num_labels == 3 and list(config.id2label.values()) == list(names)
+
+
 def test_a_teacher_labels_more_molecules(regression, data, cache, tmp_path, monkeypatch):
     folder, _, _ = regression
     (tmp_path / "more.smi").write_text("\n".join(SMILES[:5]))
@@ -234,14 +273,17 @@ def test_a_teacher_labels_more_molecules(regression, data, cache, tmp_path, monk
     monkeypatch.setattr(run_finetune, "make_trainer", lambda *arguments: record(make(*arguments), sizes))
     options = ("--config_overrides", TINY, "--label_columns", "share", "--teacher", folder)
     finetune(tmp_path / "m", data, cache, *options, "--unlabeled", tmp_path / "more.smi")
-    assert sizes == [24 + 2 * 5]  # the teacher has two conformers of each
+    assert [len(examples) for examples in sizes] == [24 + 2 * 5]  # the teacher has two conformers of each
+    noisy, clean = sizes[0][30], sizes[0].examples[30]  # one of those; the teacher saw it without noise
+    moved = np.asarray(noisy["positions"]) - clean["positions"]
+    assert 0.05 < moved[1:].std() < 0.2 and noisy["labels"] == clean["labels"]
     with pytest.raises(StructureError, match=r"learnt share \(regression\), expected ring"):
         finetune(tmp_path / "n", data, cache, *options[:2], "--label_columns", "ring", *options[4:], "--unlabeled",
                  tmp_path / "more.smi")  # fmt: skip
 
 
 def record(found, sizes):
-    sizes.append(len(found[0].train_dataset))
+    sizes.append(found[0].train_dataset)
     return found
 
 
@@ -290,6 +332,71 @@ def test_a_run_is_resumed(data, cache, tmp_path):
         finetune(tmp_path / "halves", data, cache, *options, epochs=3)
     halves, _ = finetune(tmp_path / "halves", data, cache, *options, "--resume_from_checkpoint", "latest", epochs=3)
     assert halves["results"]["scratch"] == whole["results"]["scratch"]
+
+
+def test_noisy_nodes_leave_a_plain_model(data, cache, tmp_path):
+    options = ("--config_overrides", TINY, "--label_columns", "ring", "--class_weights", "balanced")
+    options += ("--lr_scheduler_type", "constant", "--save_total_limit", 5)
+    without, plain = finetune(tmp_path / "plain", data, cache, *options, epochs=2)
+    zero = ("--noisy_nodes_weight", 0, "--coordinate_noise", 0)
+    assert finetune(tmp_path / "zero", data, cache, *options, *zero, epochs=2)[1] == plain
+    noisy = (*options, "--noisy_nodes_weight", 0.5)
+    numbers, rows = finetune(tmp_path / "noisy", data, cache, *noisy, epochs=2)
+    train = [row for row in numbers["log"] if "noise_loss" in row]
+    assert len(train) == 2 and all(row["noise_loss"] > 1 and 2 < row["noise_baseline"] < 3.5 for row in train)
+    assert all("noise_loss" not in row for row in without["log"]) and rows != plain
+    weights, before = (load_file(tmp_path / name / "model.safetensors") for name in ("noisy", "plain"))
+    assert list(weights) == list(before)
+    for name in ("noisy", "plain"):
+        assert json.loads((tmp_path / name / "config.json").read_text())["architectures"] == [
+            "AtomicaForSequenceClassification"
+        ]
+    model, info = AtomicaForSequenceClassification.from_pretrained(tmp_path / "noisy", output_loading_info=True)
+    assert not info["unexpected_keys"] and not info["missing_keys"]
+
+    again = tmp_path / "again"
+    words = ("--do_predict", "--model_name_or_path", tmp_path / "noisy", "--predict_file", data, "--output_dir", again)
+    run_finetune.main([str(word) for word in (*words, "--cache_dir", cache)])
+    found = read_csv(again / "predictions-data.csv")[:-1]
+    name = "ring_probability_ring"
+    assert np.allclose([float(row[name]) for row in found], [float(row[name]) for row in rows[:-1]], atol=1e-6)
+
+    finetune(tmp_path / "halves", data, cache, *noisy, epochs=1)
+    _, resumed = finetune(tmp_path / "halves", data, cache, *noisy, "--resume_from_checkpoint", "latest", epochs=2)
+    assert resumed == rows
+    with pytest.raises(StructureError, match="coordinate_noise 0.1, expected 0.2"):
+        finetune(tmp_path / "halves", data, cache, *noisy, "--coordinate_noise", 0.2, "--resume_from_checkpoint", "latest",
+                 epochs=3)  # fmt: skip
+
+
+def test_hyperparameters_are_searched(data, cache, tmp_path, monkeypatch):
+    pytest.importorskip("optuna", reason="--hyperparameter_search needs optuna")
+    options = ("--config_overrides", TINY, "--label_columns", "share", "--learning_rate", 0.01)
+    numbers, _ = finetune(tmp_path / "m", data, cache, *options, "--hyperparameter_search", 2, epochs=2)
+    found = json.loads((tmp_path / "m" / "hyperparameters.json").read_text())
+    assert len(found["trials"]) == 2
+    best = min(found["trials"], key=lambda trial: trial["eval_rmse"])
+    assert best["number"] == found["best"] and 0.001 <= best["learning_rate"] <= 0.1
+    validation = numbers["results"]["scratch"]["validation"]["metrics"]["rmse"]["value"]
+    assert validation == pytest.approx(best["eval_rmse"], rel=1e-4)  # the model in the folder is that of the best trial
+    first = next(row for row in numbers["log"] if "learning_rate" in row)
+    assert first["learning_rate"] <= best["learning_rate"] and any("Best of 2 trials" in note for note in numbers["notes"])
+    more = ("--hyperparameter_search", 3, "--resume_from_checkpoint", "latest")
+    with pytest.raises(StructureError, match="trained after 2 trials; 3 of them need another folder"):
+        finetune(tmp_path / "m", data, cache, *options, *more, epochs=2)
+    for checkpoint in (tmp_path / "m").glob("checkpoint-*"):  # as if it had been stopped during the search
+        shutil.rmtree(checkpoint)
+    with pytest.raises(StructureError, match="has a search of an earlier run"):
+        finetune(tmp_path / "m", data, cache, *options, *more[:2], epochs=2)
+    with pytest.raises(StructureError, match="had learning_rate 0.01, expected 0.02"):
+        finetune(tmp_path / "m", data, cache, *options[:-1], 0.02, *more, epochs=2)
+    finetune(tmp_path / "m", data, cache, *options, *more, epochs=2)
+    trials = json.loads((tmp_path / "m" / "hyperparameters.json").read_text())["trials"]
+    assert trials[:2] == found["trials"] and len(trials) == 3 and trials[2]["learning_rate"] != trials[0]["learning_rate"]
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(StructureError, match="needs the package optuna: pip install optuna"):
+        finetune(tmp_path / "n", data, cache, *options, "--hyperparameter_search", 1)
 
 
 def test_only_the_same_run_is_resumed(data, cache, tmp_path):
@@ -373,6 +480,12 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
         (("--label_columns", "share", "--config_overrides", "colour=1"), "colour"),
         (("--label_columns", "share", "--config_overrides", "hidden_size=7"), "even number"),
         (("--label_columns", "share", "--num_seeds", "0"), "at least 1"),
+        (("--label_columns", "share", "--noisy_nodes_weight", "-1"), "noisy_nodes_weight is -1.0, expected at least 0"),
+        (("--label_columns", "share", "--noisy_nodes_weight", "1", "--coordinate_noise", "0"), "needs --coordinate_noise"),
+        (
+            ("--label_columns", "share", "--model_name_or_path", "x", "--strategy", "freeze", "--noisy_nodes_weight", "1"),
+            "not for --strategy freeze",
+        ),
         (("--label_columns", "share", "--predict_file", "x.csv"), "needs --do_predict"),
         (("--label_columns", "share", "--split", "group"), "needs --group_column"),
         (("--label_columns", "share", "--model_name_or_path", "nowhere"), "nowhere: no Atomica"),
@@ -411,18 +524,37 @@ def test_a_training_set_of_one_class_is_an_error(cache, tmp_path):
         finetune(tmp_path / "m", tmp_path / "e.csv", cache, "--smiles_column", "smiles", "--label_columns", "y")
 
 
+def torchrun(*words):
+    """run_finetune.py in two processes."""
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "run_finetune.py")
+    done = subprocess.run(
+        [str(word) for word in (*launcher, *words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_noise_of_one(data, cache, tmp_path):
+    options = ("--config_overrides", TINY, "--label_columns", "share", "--noisy_nodes_weight", 0.5)
+    numbers, _ = finetune(tmp_path / "one", data, cache, *options)
+    words = ("--train_file", data, "--output_dir", tmp_path / "two", "--cache_dir", cache, "--num_bootstrap", 20)
+    torchrun(*words, *options, "--num_train_epochs", 1, "--per_device_train_batch_size", 4)
+    found = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    one, two = (next(row for row in log["log"] if "noise_loss" in row) for log in (numbers, found))
+    assert two["noise_baseline"] == pytest.approx(one["noise_baseline"], rel=1e-5)  # 24 examples: three steps of eight
+    assert two["noise_loss"] == pytest.approx(one["noise_loss"], rel=1e-2) and two["loss"] == pytest.approx(
+        one["loss"], rel=0.05
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(regression, data, cache, tmp_path):
     folder, numbers, rows = regression
     words = ("--train_file", data, "--label_columns", "share", "--model_name_or_path", folder, "--split_file",
              folder / "split.json", "--num_conformers", 2, "--learning_rate", 1e-12, "--num_train_epochs", 1, "--output_dir",
              tmp_path / "m", "--cache_dir", cache, "--num_bootstrap", 20)  # fmt: skip
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "run_finetune.py")
-    done = subprocess.run(
-        [str(word) for word in (*launcher, *words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(*words)
     found = json.loads((tmp_path / "m" / "metrics.json").read_text())["results"]["finetune"]
     for part in ("validation", "test"):
         for name, metric in numbers["results"]["finetune"][part]["metrics"].items():

@@ -12,6 +12,7 @@ from atomica_hf.structure_atomica import (
     embed,
     read_interface,
     read_macromolecule,
+    read_table,
     structure_from_mol,
     structure_from_mols,
     structure_from_smiles,
@@ -236,6 +237,48 @@ def test_tables_keep_the_good_and_name_the_bad(tmp_path):
     assert [code for _, code, _ in report.rejected] == ["smiles_syntax"]
     (tmp_path / "m.smi").write_text("CCO ethanol\nCCN\n")
     assert [s.name for s in read_structures(tmp_path / "m.smi")] == ["ethanol", "CCN"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-be"])
+def test_tables_say_their_encoding_by_a_byte_order_mark(tmp_path, encoding):
+    text = "smiles,name\r\nCCO,\u00e9thanol \u4e59\u9187\r\nCCN,amine\r\n"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    for name, content in (("t.csv", text), ("t.tsv", text.replace(",", "\t"))):
+        (tmp_path / name).write_bytes(mark + content.encode(encoding))
+        expected = [{"smiles": "CCO", "name": "\u00e9thanol \u4e59\u9187"}, {"smiles": "CCN", "name": "amine"}]
+        assert read_table(tmp_path / name) == expected
+        assert [structure.name for structure in read_structures(tmp_path / name)] == ["\u00e9thanol \u4e59\u9187", "amine"]
+    (tmp_path / "t.smi").write_bytes(mark + "CCO \u00e9thanol\n".encode(encoding))
+    assert read_table(tmp_path / "t.smi") == [{"smiles": "CCO", "name": "\u00e9thanol"}]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("smiles,name\nCCO,ethanol\nCCN,\u00e9thylamine\n".encode("cp1252"), "Windows-1252.*0xE9 in line 3.*expected UTF-8"),
+        ("smiles,name\nCCO,ethanol\n".encode("utf-16-le"), "UTF-16 without a byte order mark.*expected UTF-8"),
+        ("smiles,name\nCCO,ethanol\n".encode("utf-16")[:-1], "UTF-16 .damaged or cut short., expected UTF-8"),
+    ],
+)
+def test_other_encodings_are_an_error(tmp_path, content, words):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(StructureError, match=f"t.csv.*{words}"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_columns_of_one_name_are_numbered(tmp_path):
+    (tmp_path / "t.csv").write_text("smiles,y,y.1,y,y\nCCO,1,2,3,4\n")
+    with pytest.warns(UserWarning, match="y: more than once in the header; the later ones are called y.2, y.3"):
+        rows = read_table(tmp_path / "t.csv")
+    assert rows == [{"smiles": "CCO", "y": "1", "y.1": "2", "y.2": "3", "y.3": "4"}]
+    (tmp_path / "t.csv").write_text("smiles,y,y,y.1\nCCO,1,2,3\n")
+    assert read_table(tmp_path / "t.csv", []) == [{"smiles": "CCO", "y": "1", "y.2": "2", "y.1": "3"}]
+    notes = []
+    (tmp_path / "wide.csv").write_text("smiles,y\nCCO,1\nCCN,2,5\nCCC,3,,\n")
+    assert len(read_table(tmp_path / "wide.csv", notes)) == 3
+    assert len(notes) == 1 and "1 rows have more cells than the header" in notes[0] and "line 3" in notes[0]
+    with pytest.raises(StructureError, match="line 3 has 3 cells, expected 2"):
+        read_table(tmp_path / "wide.csv", strict=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Files that are there whole or not at all."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path):
+    """Gives a temporary path beside `path`, and puts what was written there in its place; nothing after an exception."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")  # matplotlib looks at the ending
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Writes a text file in UTF-8."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,30 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""The head of every model card that the scripts write, as the Hub reads it."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCardData
+
+
+TAGS = ("chemistry", "biology", "molecules")
+
+
+def front_matter(tags=(), base_model=None, metrics=()):
+    """YAML between two lines of dashes, with which a card begins.
+
+    Args:
+        tags (`Iterable[str]`): besides `TAGS`.
+        base_model (`str`): what the model was trained from. It is named if it is a name on the Hub (`owner/name`): a folder
+            here would lead nowhere.
+        metrics (`Iterable[str]`): names of the metrics that the card reports.
+    """
+    known = base_model and re.fullmatch(r"[\w.-]+/[\w.-]+", str(base_model)) and not Path(base_model).exists()
+    data = ModelCardData(
+        library_name="transformers",
+        license="apache-2.0",
+        tags=list(dict.fromkeys((*TAGS, *tags))),
+        base_model=str(base_model) if known else None,
+        metrics=list(metrics) or None,
+    )
+    return f"---\n{data.to_yaml().strip()}\n---\n"
