@@ -1,6 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Files that are there whole or not at all."""
 
+import csv
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,14 @@ def replacing(path):
 
 
 def write_text(path, text):
-    """Writes a text file in UTF-8."""
+    """Writes a text file in UTF-8, lines as they are."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_table(path, rows):
+    """Writes rows, dictionaries with the same keys, as CSV."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,7 +1,6 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """What a fine-tuning leaves behind: numbers beside those of simple models, predictions, pictures, and a card."""
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from atomic_files import replacing, write_text
+from atomic_files import replacing, write_table, write_text
 from baselines import BASELINES, mean_prediction, predict_baseline
 from metrics_atomica import CLASSES, MULTI_LABEL, PRIMARY, REGRESSION, full_report
 from model_card import front_matter
@@ -57,10 +56,7 @@ def write_predictions(path, source, labels, encoded, predictions, split=None):
         reason = ": ".join(encoded.rejected.get(row, ())) if row in encoded.rejected else ""
         base = {"row": row, "name": name, "smiles": source.smiles[row] or "", "set": part_of.get(row, "")}
         rows.append({**base, **_cells(labels, labels.values[row], predictions.get(row)), "reason": reason})
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, rows)
 
 
 def report_of(task, predictions, num_bootstrap):
