@@ -17,6 +17,7 @@ AUTO_MAP = {
 
 ACTIVATIONS = ("relu", "gelu", "elu")
 POOLINGS = ("graph", "block_sum")
+CONVOLUTIONS = ("auto", "torch", "triton")
 NUM_SPECIAL_BLOCKS = 4  # <pad> <mask> <unk> <global>: never predicted, so class = token id - 4
 
 
@@ -65,6 +66,10 @@ class AtomicaConfig(PreTrainedConfig):
         classifier_dropout (`float`, *optional*): dropout in these heads; by default `hidden_dropout_prob`.
         contrast_temperature (`float`): of `AtomicaForInterfaceContrast`.
         freeze_complex_encoder (`bool`): `AtomicaForInterfaceContrast` does not train its encoder of whole complexes.
+        conv_implementation (`str`): how the convolutions are computed, with the same numbers within rounding: `"torch"`;
+            `"triton"`, kernels for CUDA devices (`pip install triton`), an error where they cannot run, and not yet run on
+            a device; or `"auto"`, for this reason still `"torch"` everywhere.
+            As with `attn_implementation`, a saved config does not keep it.
         original (`dict`): what a conversion from ATOMICA must remember to write the same files again.
         pad_token_id, mask_token_id, unk_token_id, global_token_id (`int`): special block tokens.
         atom_pad_token_id, atom_mask_token_id, atom_global_token_id (`int`): special atom tokens.
@@ -123,6 +128,7 @@ class AtomicaConfig(PreTrainedConfig):
     classifier_dropout: float | None = None
     contrast_temperature: float = 0.5
     freeze_complex_encoder: bool = True
+    conv_implementation: str = "auto"
     original: dict | None = None
 
     pad_token_id: int = 0
@@ -138,6 +144,11 @@ class AtomicaConfig(PreTrainedConfig):
         kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}
         super().__post_init__(**kwargs)
         self.validate_atomica()
+
+    def to_dict(self):
+        found = super().to_dict()
+        found.pop("conv_implementation", None)  # another machine may have no such device
+        return found
 
     @property
     def block_feature_sizes(self) -> list[int]:
@@ -188,6 +199,7 @@ class AtomicaConfig(PreTrainedConfig):
         expect(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
         sizes = self.classifier_hidden_sizes
         expect(sizes is None or all(size > 0 for size in sizes), "classifier_hidden_sizes", "positive numbers, or None")
+        expect(self.conv_implementation in CONVOLUTIONS, "conv_implementation", f"one of {', '.join(CONVOLUTIONS)}")
         expect(self.contrast_temperature > 0, "contrast_temperature", "a positive number")
         expect(self.vocab_size > NUM_SPECIAL_BLOCKS, "vocab_size", f"more than the {NUM_SPECIAL_BLOCKS} special blocks")
         special = (self.pad_token_id, self.mask_token_id, self.unk_token_id, self.global_token_id)
@@ -200,4 +212,4 @@ class AtomicaConfig(PreTrainedConfig):
             raise ValueError("AtomicaConfig: " + "; ".join(problems) + ".")
 
 
-__all__ = ["ACTIVATIONS", "AUTO_MAP", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig"]
+__all__ = ["ACTIVATIONS", "AUTO_MAP", "CONVOLUTIONS", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig"]

@@ -7,7 +7,9 @@ so that the convolution needs no transposes. `to_channel_major` gives e3nn's lay
 An edge goes from a sender to a receiver and its vector is `positions[sender] - positions[receiver]`.
 """
 
+import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -16,6 +18,10 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from torch import nn
+
+from .configuration_atomica import CONVOLUTIONS
+from .convolution_triton_atomica import contract, contract_backward
+from .convolution_triton_atomica import require as require_triton
 
 
 class Irrep(NamedTuple):
@@ -101,7 +107,7 @@ def _real_to_complex(degree):
     return (-1j) ** degree * q
 
 
-@cache
+@torch.compiler.assume_constant_result  # else every compiled call would make the table anew
 def wigner_3j(l1: int, l2: int, l3: int, dtype=torch.float64, device=None):
     """Real Wigner 3j symbols of unit norm, shape `(2 l1 + 1, 2 l2 + 1, 2 l3 + 1)`, equal to `e3nn.o3.wigner_3j`.
 
@@ -110,6 +116,11 @@ def wigner_3j(l1: int, l2: int, l3: int, dtype=torch.float64, device=None):
     """
     if not abs(l1 - l2) <= l3 <= l1 + l2:
         raise ValueError(f"wigner_3j: degrees ({l1}, {l2}, {l3}) do not satisfy |l1 - l2| <= l3 <= l1 + l2.")
+    return _wigner_3j(l1, l2, l3, dtype, device)
+
+
+@cache
+def _wigner_3j(l1, l2, l3, dtype, device):
     with torch.inference_mode(False), torch.no_grad():  # the cached tensor must be usable in a later backward pass
         table = torch.einsum(
             "ij,kl,mn,ikn->jlm",
@@ -370,168 +381,53 @@ _CHUNK_ELEMENTS_ACCELERATOR = 2**26
 _BLOCK_ELEMENTS = 2**18  # of Z: what a core keeps near itself
 
 
-class _Convolution(torch.autograd.Function):
+class _Plan:
     """out_i = sum over j of w_ij TP(x_j, Y_ij; W2 h_ij + b2), h_ij = ReLU(radial W_r + receiver_i + sender_j + type_ij).
 
     The weights per edge never exist: the linear map is moved past the sum over neighbours,
     Z_i = sum over j of y_ij^T h_ij, out_i = Z_i W2. Nothing of the size of edges times hidden width is kept: y, h and Z
-    live for one chunk of receivers and are computed again in the backward pass.
+    live for one chunk of receivers and are computed again in the backward pass. With `products`, the name of the dtype that
+    products are rounded to, the kernels of `convolution_triton_atomica` do this without Z.
+
+    `forward` and `backward` take the tensors of `TensorProductConvolution.forward` in the order of `_Convolution`.
     """
 
-    @staticmethod
-    def forward(ctx, plan, slots, senders, edge_types, dropout_mask, x, harmonics, radial, receiver_term, sender_term,
-                type_term, radial_weight, *parameters):  # fmt: skip
-        ctx.plan, ctx.slots, ctx.indices = plan, slots, (senders, edge_types, dropout_mask)
-        ctx.save_for_backward(x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters)
-        weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
-        out = x.new_empty(len(senders), irreps_size(plan.irreps_out))
-        for rows, edges in plan.chunks(senders, slots, x):
-            sources, kinds, drop = (None if i is None else i[edges] for i in ctx.indices)
-            ys, h = plan.edge_factors(
-                F.embedding(sources, x), harmonics[edges], radial[edges],
-                None if receiver_term is None else receiver_term[rows],
-                F.embedding(sources, sender_term), type_term, radial_weight, kinds, drop,
-            )  # fmt: skip
-            parts = []
-            for y, w, b, irrep, scale in zip(ys, weights, biases, plan.irreps_out, plan.scales):
-                value = y.sum(1).view(-1, w.shape[0]) @ b
-                for part, z in plan.blocks(y, h):
-                    torch.bmm(y[part].transpose(1, 2), h[part], out=z)
-                    value.view(len(y), -1)[part].view(-1, irrep.multiplicity).addmm_(
-                        z.view(-1, w[..., 0].numel()), w.flatten(0, 1)
-                    )
-                parts.append(value.view(-1, irrep.size) * scale)
-            torch.cat(parts, dim=1, out=out[rows])
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        plan = ctx.plan
-        tensors = ctx.saved_tensors
-        x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, *parameters = tensors
-        weights, biases = parameters[: len(plan.outputs)], parameters[len(plan.outputs) :]
-        need_x, need_harmonics, need_radial = ctx.needs_input_grad[5:8]
-        grads = [None if t is None else torch.zeros_like(t) for t in tensors]
-        gx, gharmonics, gradial, greceiver, gsender, gtype, gradial_weight, *gparameters = grads
-        gweights, gbiases = gparameters[: len(weights)], gparameters[len(weights) :]
-        for rows, edges in plan.chunks(ctx.indices[0], ctx.slots, x):
-            sources, kinds, drop = (None if i is None else i[edges] for i in ctx.indices)
-            with torch.enable_grad():
-                leaves = [
-                    F.embedding(sources, x).requires_grad_(need_x),
-                    harmonics[edges].detach().requires_grad_(need_harmonics),
-                    radial[edges].detach().requires_grad_(need_radial),
-                    None if receiver_term is None else receiver_term[rows].detach().requires_grad_(),
-                    F.embedding(sources, sender_term).requires_grad_(),
-                    None if type_term is None else type_term.detach().requires_grad_(),
-                    radial_weight.detach().requires_grad_(),
-                ]
-                ys, h = plan.edge_factors(*leaves, kinds, drop)
-            grad_ys, grad_h = [], torch.zeros_like(h)
-            grad_parts = grad[rows].split([irrep.size for irrep in plan.irreps_out], dim=1)
-            for y, w, b, gw, gb, g, irrep, scale in zip(
-                ys, weights, biases, gweights, gbiases, grad_parts, plan.irreps_out, plan.scales
-            ):
-                y, hidden = y.detach(), h.detach()
-                g = (g * scale).reshape(-1, irrep.multiplicity)
-                w, gw = w.flatten(0, 1), gw.flatten(0, 1)
-                gb.addmm_(y.sum(1).view(-1, len(b)).T, g)
-                grad_y = (g @ b.T).view(len(y), 1, -1).repeat(1, y.shape[1], 1)
-                for part, z in plan.blocks(y, hidden):
-                    torch.bmm(y[part].transpose(1, 2), hidden[part], out=z)
-                    inside = g.view(len(y), -1)[part].view(-1, irrep.multiplicity)
-                    gw.addmm_(z.view(-1, len(w)).T, inside)
-                    torch.mm(inside, w.T, out=z.view(-1, len(w)))
-                    grad_h[part].baddbmm_(y[part], z)
-                    grad_y[part].baddbmm_(hidden[part], z.transpose(1, 2))
-                grad_ys.append(grad_y)
-            # a path-less output has a y without gradient history
-            outputs = [(o, g) for o, g in zip([*ys, h], [*grad_ys, grad_h]) if o.requires_grad]
-            wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-            found = iter(torch.autograd.grad([o for o, _ in outputs], wanted, [g for _, g in outputs], allow_unused=True))
-            found = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
-            if found[0] is not None:
-                gx.index_add_(0, sources.flatten(), found[0].flatten(0, 1))
-            gsender.index_add_(0, sources.flatten(), found[4].flatten(0, 1))
-            for target, value, where in (
-                (gharmonics, found[1], edges),
-                (gradial, found[2], edges),
-                (greceiver, found[3], rows),
-            ):
-                if value is not None:
-                    target[where] = value
-            for target, value in ((gtype, found[5]), (gradial_weight, found[6])):
-                if value is not None:
-                    target += value
-        return (None, None, None, None, None, *grads)
-
-
-class TensorProductConvolution(nn.Module):
-    """Fully connected tensor product of sender features with edge harmonics, its weights made by a two-layer perceptron from
-    the edge scalars, averaged over neighbours. Equal to e3nn's `FullyConnectedTensorProduct` with external weights.
-
-    The edge scalars are the concatenation [radial, edge type embedding, receiver scalars, sender scalars]; absent ones have
-    width 0. The first layer is split along this concatenation, so that the parts which belong to nodes are computed once per
-    node. Each path from (input, harmonic) to an output is scaled by sqrt((2 l + 1) / sum of input channels of the paths into
-    that output); weights of an output stand under its name as `(input channels of its paths, edge width, output channels)`.
-    """
-
-    def __init__(
-        self, irreps_in, irreps_edge, irreps_out, radial_size, type_size=0, receiver_size=0, sender_size=0, dropout=0.0
-    ):
-        super().__init__()
-        self.irreps_in, self.irreps_edge, self.irreps_out = tuple(irreps_in), tuple(irreps_edge), tuple(irreps_out)
-        self.outputs, self.scales = [], []
-        for out in self.irreps_out:
+    def __init__(self, irreps_in, irreps_edge, irreps_out, sizes, dropout):
+        self.irreps_in, self.irreps_edge, self.irreps_out = irreps_in, irreps_edge, irreps_out
+        self.sizes, self.dropout = sizes, dropout
+        self.outputs, self.scales, self.channels = [], [], []
+        for out in irreps_out:
             paths = [
                 (a, b)
-                for a, first in enumerate(self.irreps_in)
-                for b, second in enumerate(self.irreps_edge)
+                for a, first in enumerate(irreps_in)
+                for b, second in enumerate(irreps_edge)
                 if first.parity * second.parity == out.parity
                 and abs(first.degree - second.degree) <= out.degree <= first.degree + second.degree
             ]
             if not paths:
-                raise ValueError(f"No path from {self.irreps_in} and {self.irreps_edge} leads to {out.name}.")
+                raise ValueError(f"No path from {irreps_in} and {irreps_edge} leads to {out.name}.")
             self.outputs.append(paths)
-            self.scales.append(math.sqrt(out.components / sum(self.irreps_in[a].multiplicity for a, _ in paths)))
+            self.channels.append(sum(irreps_in[a].multiplicity for a, _ in paths))
+            self.scales.append(math.sqrt(out.components / self.channels[-1]))
         self.inputs_of_degree, self.offsets = {}, []  # inputs of each degree; where an input stands among those of its degree
-        for a, irrep in enumerate(self.irreps_in):
+        for a, irrep in enumerate(irreps_in):
             same = self.inputs_of_degree.setdefault(irrep.degree, [])
-            self.offsets.append(sum(self.irreps_in[other].multiplicity for other in same))
+            self.offsets.append(sum(irreps_in[other].multiplicity for other in same))
             same.append(a)
-        self.sizes = (radial_size, type_size, receiver_size, sender_size)
-        width = sum(self.sizes)
-        self.dropout = dropout
-        self.edge_dense = nn.Linear(width, width)
-        channels = [sum(self.irreps_in[a].multiplicity for a, _ in paths) for paths in self.outputs]
-        for u, irrep in zip(channels, self.irreps_out):
-            # own parameters, not a ParameterDict: transformers skips the initialisation of modules without parameters
-            self.register_parameter(f"weight_{irrep.name}", nn.Parameter(torch.empty(u, width, irrep.multiplicity)))
-            self.register_parameter(f"bias_{irrep.name}", nn.Parameter(torch.empty(u, irrep.multiplicity)))
-        self.reset_parameters()
 
-    def reset_parameters(self):
-        bound = 1 / math.sqrt(sum(self.sizes))
-        for parameter in (*self.output_weights, *self.output_biases):
-            nn.init.uniform_(parameter, -bound, bound)
-
-    @property
-    def output_weights(self):
-        return [getattr(self, f"weight_{irrep.name}") for irrep in self.irreps_out]
-
-    @property
-    def output_biases(self):
-        return [getattr(self, f"bias_{irrep.name}") for irrep in self.irreps_out]
-
-    def chunks(self, senders, slots, x):
+    def chunks(self, senders, filled, products):
         """Slices of receivers whose largest intermediate stays near the size of the processor's cache, and for each the index
-        of their edges: without the slots that are empty in all of its rows, if `slots` says how many each row fills."""
-        budget = _CHUNK_ELEMENTS.get(x.device.type, _CHUNK_ELEMENTS_ACCELERATOR)
-        widest = max(o.components * len(w) for o, w in zip(self.irreps_out, self.output_weights))
-        step = max(1, budget // (widest * sum(self.sizes) + senders.shape[1] * widest))
+        of their edges: on a processor without the slots that are empty in all of its rows. Elsewhere, asking how many would
+        wait for the device."""
+        neighbors, width = senders.shape[1], sum(self.sizes)
+        columns = [irrep.components * channels for irrep, channels in zip(self.irreps_out, self.channels)]
+        size = neighbors * (sum(columns) + width) if products else max(columns) * (width + neighbors)
+        step = max(1, _CHUNK_ELEMENTS.get(senders.device.type, _CHUNK_ELEMENTS_ACCELERATOR) // max(1, size))
         chunks = [slice(i, min(i + step, len(senders))) for i in range(0, len(senders), step)]
-        return [(rows, rows if slots is None else (rows, slice(max(slots[rows])))) for rows in chunks]
+        if senders.device.type != "cpu":
+            return [(rows, rows) for rows in chunks]
+        slots = filled.tolist()
+        return [(rows, (rows, slice(max(slots[rows])))) for rows in chunks]
 
     def blocks(self, y, h):
         """Slices of the rows of a chunk and room for their Z `(rows, (2 l + 1) * channels, edge width)`, which is written and
@@ -543,38 +439,315 @@ class TensorProductConvolution(nn.Module):
             part = slice(start, min(start + step, len(y)))
             yield part, room[: part.stop - start]
 
-    def edge_factors(
-        self, x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight, edge_types, dropout_mask
-    ):
-        """Factors of the messages of some receivers.
-
-        Returns one y per output, `(n, k, (2 l + 1) * channels)`, and h `(n, k, edge width)`.
-        """
-        h = F.linear(radial, radial_weight) + sender_term
+    def hidden(self, radial, receiver_term, sender_term, type_term, radial_weight, edge_types, dropout_mask):
+        """h `(n, k, edge width)` of some receivers."""
+        h = F.linear(radial, radial_weight).add_(sender_term)
         if receiver_term is not None:
-            h = h + receiver_term.unsqueeze(1)
+            h += receiver_term.unsqueeze(1)
         if type_term is not None:
-            h = h + F.embedding(edge_types, type_term)
-        h = F.relu(h)
+            h += F.embedding(edge_types, type_term)
+        h.relu_()
         if dropout_mask is not None:
-            h = h * dropout_mask.to(h.dtype) / (1 - self.dropout)
-        inputs = split_irreps(x, self.irreps_in)
-        edges = harmonics.split([irrep.size for irrep in self.irreps_edge], dim=-1)
-        # inputs of one degree are coupled together, whatever their parity: fewer and wider products
+            h *= dropout_mask
+            h /= 1 - self.dropout
+        return h
+
+    def couplings(self, x, harmonics):
+        """What couples senders to outputs, for every (degree of the input, harmonic, degree of the output): 3j symbols times
+        harmonics `(n, k, 2 l_out + 1, 2 l_in + 1)`; and x by degree, `(n, k, 2 l_in + 1, channels)`. Inputs of one degree are
+        coupled together, whatever their parity: fewer and wider products."""
+        inputs, edges = split_irreps(x, self.irreps_in), harmonics.split([irrep.size for irrep in self.irreps_edge], dim=-1)
         by_degree = {d: torch.cat([inputs[a] for a in same], dim=-1) for d, same in self.inputs_of_degree.items()}
-        products = {}
-        ys = []
+        found = {}
         for out, paths in zip(self.irreps_out, self.outputs):
-            parts = []
             for a, b in paths:
-                degree = self.irreps_in[a].degree
-                key = (degree, b, out.degree)
-                if key not in products:
-                    symbols = wigner_3j(degree, self.irreps_edge[b].degree, out.degree, x.dtype, x.device)
-                    products[key] = torch.einsum("abc,nkb->nkca", symbols, edges[b]) @ by_degree[degree]
-                parts.append(products[key].narrow(-1, self.offsets[a], self.irreps_in[a].multiplicity))
-            ys.append(torch.cat(parts, dim=-1).flatten(-2))
-        return ys, h
+                key = (self.irreps_in[a].degree, b, out.degree)
+                if key not in found:
+                    found[key] = torch.einsum("abc,nkb->nkca", self.symbols(key, x), edges[b])
+        return found, by_degree
+
+    def symbols(self, key, x):
+        return wigner_3j(key[0], self.irreps_edge[key[1]].degree, key[2], x.dtype, x.device)
+
+    def path_slices(self, out):
+        """Per path into an output: its key of `couplings`, its columns there, and its columns in y."""
+        start = 0
+        for a, b in self.outputs[out]:
+            irrep = self.irreps_in[a]
+            columns = slice(self.offsets[a], self.offsets[a] + irrep.multiplicity)
+            yield (irrep.degree, b, self.irreps_out[out].degree), columns, slice(start, start + irrep.multiplicity)
+            start += irrep.multiplicity
+
+    def sender_factors(self, couplings, by_degree):
+        """One y per output, `(n, k, (2 l + 1) * channels)`."""
+        products = {key: coupling @ by_degree[key[0]] for key, coupling in couplings.items()}
+        return [
+            torch.cat([products[key][..., columns] for key, columns, _ in self.path_slices(i)], dim=-1).flatten(-2)
+            for i in range(len(self.irreps_out))
+        ]
+
+    def forward(self, products, senders, edge_types, dropout_mask, filled, x, harmonics, radial, receiver_term, sender_term,
+                type_term, radial_weight, parameters):  # fmt: skip
+        weights, biases = parameters[: len(self.outputs)], parameters[len(self.outputs) :]
+        out = x.new_empty(len(senders), irreps_size(self.irreps_out))
+        for rows, edges in self.chunks(senders, filled, products):
+            sources, kinds, drop = (None if i is None else i[edges] for i in (senders, edge_types, dropout_mask))
+            receiver = None if receiver_term is None else receiver_term[rows]
+            sender = F.embedding(sources, sender_term)
+            h = self.hidden(radial[edges], receiver, sender, type_term, radial_weight, kinds, drop)
+            ys = self.sender_factors(*self.couplings(F.embedding(sources, x), harmonics[edges]))
+            parts = []
+            for y, w, b, irrep, scale in zip(ys, weights, biases, self.irreps_out, self.scales):
+                value = y.sum(1).view(-1, len(w)) @ b
+                if products:
+                    value += contract(y, h, w, irrep.components, products)
+                else:
+                    for part, z in self.blocks(y, h):
+                        torch.bmm(y[part].transpose(1, 2), h[part], out=z)
+                        value.view(len(y), -1)[part].view(-1, irrep.multiplicity).addmm_(
+                            z.view(-1, w[..., 0].numel()), w.flatten(0, 1)
+                        )
+                parts.append(value.view(-1, irrep.size) * scale)
+            torch.cat(parts, dim=1, out=out[rows])
+        return out
+
+    def backward(self, grad, needs, products, senders, edge_types, dropout_mask, filled, x, harmonics, radial, receiver_term,
+                 sender_term, type_term, radial_weight, parameters):  # fmt: skip
+        """Gradients of the seven tensors from x to radial_weight (None where one is None, or `needs` says so for the first
+        three) and of the parameters."""
+        weights, biases = parameters[: len(self.outputs)], parameters[len(self.outputs) :]
+        gradients = [
+            None if t is None or not need else torch.zeros_like(t)
+            for t, need in zip(
+                (x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight), [*needs, *[True] * 4]
+            )
+        ]
+        gx, gharmonics, gradial, greceiver, gsender, gtype, gradial_weight = gradients
+        gweights, gbiases = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in biases]
+        for rows, edges in self.chunks(senders, filled, products):
+            sources, kinds, drop = (None if i is None else i[edges] for i in (senders, edge_types, dropout_mask))
+            receiver = None if receiver_term is None else receiver_term[rows]
+            sender = F.embedding(sources, sender_term)
+            h = self.hidden(radial[edges], receiver, sender, type_term, radial_weight, kinds, drop)
+            couplings, by_degree = self.couplings(F.embedding(sources, x), harmonics[edges])
+            ys = self.sender_factors(couplings, by_degree)
+            gh = torch.zeros_like(h)
+            gproducts = {key: c.new_zeros(*c.shape[:3], by_degree[key[0]].shape[-1]) for key, c in couplings.items()}
+            gparts = grad[rows].split([irrep.size for irrep in self.irreps_out], dim=1)
+            for i, (irrep, scale) in enumerate(zip(self.irreps_out, self.scales)):
+                y, w, b, gw = ys[i], weights[i], biases[i], gweights[i]
+                ys[i] = None
+                g = (gparts[i] * scale).reshape(-1, irrep.multiplicity)
+                gbiases[i].addmm_(y.sum(1).view(-1, len(b)).T, g)
+                shift = (g @ b.T).view(len(y), -1)
+                if products:
+                    gy = contract_backward(g, y, h, w, shift, gh, gw, irrep.components, products)
+                else:
+                    gy = shift.unsqueeze(1).repeat(1, y.shape[1], 1)
+                    w, gw = w.flatten(0, 1), gw.flatten(0, 1)
+                    for part, z in self.blocks(y, h):
+                        torch.bmm(y[part].transpose(1, 2), h[part], out=z)
+                        inside = g.view(len(y), -1)[part].view(-1, irrep.multiplicity)
+                        gw.addmm_(z.view(-1, len(w)).T, inside)
+                        torch.mm(inside, w.T, out=z.view(-1, len(w)))
+                        gh[part].baddbmm_(y[part], z)
+                        gy[part].baddbmm_(h[part], z.transpose(1, 2))
+                gy = gy.unflatten(-1, (irrep.components, -1))
+                for key, columns, own in self.path_slices(i):
+                    gproducts[key][..., columns] += gy[..., own]
+
+            gh *= h > 0  # ReLU and dropout; what was dropped is zero
+            if drop is not None:
+                gh /= 1 - self.dropout
+            gsender.index_add_(0, sources.flatten(), gh.flatten(0, 1))
+            if greceiver is not None:
+                greceiver[rows] = gh.sum(1)
+            if gtype is not None:
+                gtype.index_add_(0, kinds.flatten(), gh.flatten(0, 1))
+            if gradial is not None:
+                gradial[edges] = gh @ radial_weight
+            gradial_weight.addmm_(gh.flatten(0, 1).T, radial[edges].flatten(0, 1))
+            if gx is not None:
+                by_input = [None] * len(self.irreps_in)
+                for degree, same in self.inputs_of_degree.items():
+                    found = torch.zeros_like(by_degree[degree])
+                    for key, coupling in couplings.items():
+                        if key[0] == degree:
+                            found += coupling.mT @ gproducts[key]
+                    for a, part in zip(same, found.split([self.irreps_in[a].multiplicity for a in same], dim=-1)):
+                        by_input[a] = part.flatten(-2)
+                gx.index_add_(0, sources.flatten(), torch.cat(by_input, dim=-1).flatten(0, 1))
+            if gharmonics is not None:
+                places = gharmonics[edges].split([irrep.size for irrep in self.irreps_edge], dim=-1)
+                for key, gproduct in gproducts.items():
+                    gcoupling = gproduct @ by_degree[key[0]].mT
+                    places[key[1]].add_(torch.einsum("abc,nkca->nkb", self.symbols(key, x), gcoupling))
+        return [*gradients, *gweights, *gbiases]
+
+
+@cache
+def _plan(key: str) -> _Plan:
+    """A plan from the JSON of its arguments: a custom operator takes a string, but no object."""
+    *irreps, sizes, dropout = json.loads(key)
+    return _Plan(*(tuple(Irrep(*irrep) for irrep in part) for part in irreps), tuple(sizes), dropout)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, key, products, senders, edge_types, dropout_mask, filled, x, harmonics, radial, receiver_term, sender_term,
+                type_term, radial_weight, *parameters):  # fmt: skip
+        tensors = (x, harmonics, radial, receiver_term, sender_term, type_term, radial_weight)
+        ctx.fixed = (key, products, senders, edge_types, dropout_mask, filled)
+        ctx.save_for_backward(*tensors, *parameters)
+        return _plan(key).forward(*ctx.fixed[1:], *tensors, parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        key, *fixed = ctx.fixed
+        tensors = ctx.saved_tensors
+        with torch.autocast(device_type=grad.device.type, enabled=False):
+            found = _plan(key).backward(grad, ctx.needs_input_grad[6:9], *fixed, *tensors[:7], tensors[7:])
+        return (*[None] * 6, *found)
+
+
+# The same as operators, which `torch.compile` leaves whole. Each copy of this module has its own: a saved model brings one.
+_NAMESPACE = re.sub(r"\W", "_", __name__)
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::convolution", mutates_args=())
+def _convolution(
+    key: str, products: str, senders: torch.Tensor, edge_types: torch.Tensor | None, dropout_mask: torch.Tensor | None,
+    filled: torch.Tensor | None, x: torch.Tensor, harmonics: torch.Tensor, radial: torch.Tensor,
+    receiver_term: torch.Tensor | None, sender_term: torch.Tensor, type_term: torch.Tensor | None, radial_weight: torch.Tensor,
+    parameters: list[torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        return _plan(key).forward(
+            products, senders, edge_types, dropout_mask, filled, x, harmonics, radial, receiver_term, sender_term, type_term,
+            radial_weight, parameters,
+        )  # fmt: skip
+
+
+@_convolution.register_fake
+def _(key, products, senders, edge_types, dropout_mask, filled, x, *others):
+    return x.new_empty(len(senders), irreps_size(_plan(key).irreps_out))
+
+
+@torch.library.custom_op(f"{_NAMESPACE}::convolution_backward", mutates_args=())
+def _convolution_backward(
+    grad: torch.Tensor, needs: list[bool], key: str, products: str, senders: torch.Tensor, edge_types: torch.Tensor | None,
+    dropout_mask: torch.Tensor | None, filled: torch.Tensor | None, x: torch.Tensor, harmonics: torch.Tensor,
+    radial: torch.Tensor, receiver_term: torch.Tensor | None, sender_term: torch.Tensor, type_term: torch.Tensor | None,
+    radial_weight: torch.Tensor, parameters: list[torch.Tensor],
+) -> list[torch.Tensor]:  # fmt: skip
+    with torch.autocast(device_type=grad.device.type, enabled=False):
+        found = _plan(key).backward(
+            grad, needs, products, senders, edge_types, dropout_mask, filled, x, harmonics, radial, receiver_term, sender_term,
+            type_term, radial_weight, parameters,
+        )  # fmt: skip
+    return [grad.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+@_convolution_backward.register_fake
+def _(grad, needs, key, products, senders, edge_types, dropout_mask, filled, *tensors):
+    *tensors, parameters = tensors
+    wanted = [t is not None and need for t, need in zip(tensors, [*needs, *[True] * 4])]
+    found = [torch.empty_like(t) if want else grad.new_empty(0) for t, want in zip(tensors, wanted)]
+    return [*found, *(torch.empty_like(p) for p in parameters)]
+
+
+def _keep(ctx, inputs, output):
+    *fixed, parameters = inputs
+    ctx.fixed, ctx.tensors = fixed[:2], [i is not None for i in fixed[2:]]
+    ctx.save_for_backward(*[i for i in fixed[2:] if i is not None], *parameters)
+
+
+def _differentiate(ctx, grad):
+    saved = iter(ctx.saved_tensors)
+    tensors = [next(saved) if there else None for there in ctx.tensors]
+    needs = list(ctx.needs_input_grad[6:9])
+    found = _convolution_backward(grad, needs, *ctx.fixed, *tensors, list(saved))
+    wanted = [t is not None and need for t, need in zip(tensors[4:], [*needs, *[True] * 4])]
+    return (*[None] * 6, *(g if want else None for g, want in zip(found, wanted)), list(found[7:]))
+
+
+_convolution.register_autograd(_differentiate, setup_context=_keep)
+
+
+class TensorProductConvolution(nn.Module):
+    """Fully connected tensor product of sender features with edge harmonics, its weights made by a two-layer perceptron from
+    the edge scalars, averaged over neighbours. Equal to e3nn's `FullyConnectedTensorProduct` with external weights.
+
+    The edge scalars are the concatenation [radial, edge type embedding, receiver scalars, sender scalars]; absent ones have
+    width 0. The first layer is split along this concatenation, so that the parts which belong to nodes are computed once per
+    node. Each path from (input, harmonic) to an output is scaled by sqrt((2 l + 1) / sum of input channels of the paths into
+    that output); weights of an output stand under its name as `(input channels of its paths, edge width, output channels)`.
+
+    Args:
+        implementation (`str`): `"torch"`; `"triton"`, kernels for CUDA devices that never write Z; or `"auto"`, which is
+            `"torch"` on every device, because the kernels have not run on one yet.
+
+    Half-precision weights and features are computed with in single precision, and so they are under autocast, except that
+    the kernels then round what they multiply, and add up in single precision.
+
+    Raises:
+        `ValueError`: if no path leads to an output, or for another implementation.
+        `ImportError`: for `"triton"` without this package.
+    """
+
+    def __init__(
+        self, irreps_in, irreps_edge, irreps_out, radial_size, type_size=0, receiver_size=0, sender_size=0, dropout=0.0,
+        implementation="auto",
+    ):  # fmt: skip
+        super().__init__()
+        self.irreps_in, self.irreps_edge, self.irreps_out = tuple(irreps_in), tuple(irreps_edge), tuple(irreps_out)
+        self.sizes = (radial_size, type_size, receiver_size, sender_size)
+        self.dropout = dropout
+        self.implementation = implementation
+        if implementation not in CONVOLUTIONS:
+            raise ValueError(f"`conv_implementation` is {implementation!r}, expected one of {', '.join(CONVOLUTIONS)}.")
+        if implementation == "triton":
+            require_triton()
+        self.key = json.dumps([self.irreps_in, self.irreps_edge, self.irreps_out, self.sizes, dropout])
+        width = sum(self.sizes)
+        self.edge_dense = nn.Linear(width, width)
+        for u, irrep in zip(_plan(self.key).channels, self.irreps_out):
+            # own parameters, not a ParameterDict: transformers skips the initialisation of modules without parameters
+            self.register_parameter(f"weight_{irrep.name}", nn.Parameter(torch.empty(u, width, irrep.multiplicity)))
+            self.register_parameter(f"bias_{irrep.name}", nn.Parameter(torch.empty(u, irrep.multiplicity)))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        bound = 1 / math.sqrt(sum(self.sizes))
+        for parameter in (*self.output_weights, *self.output_biases):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    @property
+    def outputs(self):
+        """Paths (input, harmonic) into each output."""
+        return _plan(self.key).outputs
+
+    @property
+    def output_weights(self):
+        return [getattr(self, f"weight_{irrep.name}") for irrep in self.irreps_out]
+
+    @property
+    def output_biases(self):
+        return [getattr(self, f"bias_{irrep.name}") for irrep in self.irreps_out]
+
+    def products(self, device, dtype):
+        """The dtype that the kernels round products to; empty for the plain form.
+
+        Raises:
+            `RuntimeError`: for kernels where they cannot run.
+        """
+        if self.implementation != "triton":
+            return ""
+        require_triton(device)
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        return str(dtype).removeprefix("torch.")
 
     def forward(self, x, edges: EdgeFeatures, type_embeddings=None, receiver_scalars=None, sender_scalars=None):
         """
@@ -585,33 +758,38 @@ class TensorProductConvolution(nn.Module):
                 receiver_size)`), sender_scalars (`(num_nodes, sender_size)`): the other edge scalars.
 
         Returns:
-            `torch.FloatTensor` of shape `(num_receivers, size of irreps_out)`.
+            `torch.FloatTensor` of shape `(num_receivers, size of irreps_out)`, at least in single precision.
         """
+        own = self.edge_dense.weight.dtype
+        dtype = torch.promote_types(own, torch.float32)
+        products = self.products(x.device, own)
         with torch.autocast(device_type=x.device.type, enabled=False):
-            dtype = self.edge_dense.weight.dtype
-            by_radial, by_type, by_receiver, by_sender = self.edge_dense.weight.split(self.sizes, dim=1)
-            sender_term = F.linear(sender_scalars.to(dtype), by_sender, self.edge_dense.bias)
+            by_radial, by_type, by_receiver, by_sender = self.edge_dense.weight.to(dtype).split(self.sizes, dim=1)
+            sender_term = F.linear(sender_scalars.to(dtype), by_sender, self.edge_dense.bias.to(dtype))
             receiver_term = None if receiver_scalars is None else F.linear(receiver_scalars.to(dtype), by_receiver)
             type_term = None if type_embeddings is None else F.linear(type_embeddings.to(dtype), by_type)
             dropout_mask = None
             if self.training and self.dropout > 0:
                 shape = (*edges.senders.shape, sum(self.sizes))
                 dropout_mask = torch.rand(shape, device=x.device) >= self.dropout
-            # on an accelerator, asking how many would wait for it
-            slots = None
+            neighbors, filled = edges.weight.shape[1], None
             if x.device.type == "cpu":
-                filled = (edges.weight != 0) * torch.arange(1, edges.weight.shape[1] + 1)
-                slots = filled.amax(1).tolist() if filled.numel() else [0] * len(filled)
-            return _Convolution.apply(
-                self, slots, edges.senders, edges.edge_types, dropout_mask, x.to(dtype),
-                (edges.harmonics * edges.weight.unsqueeze(-1)).to(dtype), edges.radial.to(dtype), receiver_term, sender_term,
-                type_term, by_radial, *self.output_weights, *self.output_biases,
+                slots = F.pad((edges.weight != 0) * torch.arange(1, neighbors + 1), (1, 0))
+                filled = slots.amax(1)
+            fixed = (self.key, products, edges.senders, edges.edge_types, dropout_mask, filled)
+            tensors = (
+                x.to(dtype), edges.harmonics.to(dtype) * edges.weight.to(dtype).unsqueeze(-1), edges.radial.to(dtype),
+                receiver_term, sender_term, type_term, by_radial,
             )  # fmt: skip
+            parameters = [p.to(dtype) for p in (*self.output_weights, *self.output_biases)]
+            if torch.compiler.is_compiling():
+                return _convolution(*fixed, *tensors, parameters)
+            return _Convolution.apply(*fixed, *tensors, *parameters)
 
 
 class EquivariantLayerNorm(nn.Module):
     """Per irrep: 0e loses its channel mean; all are divided by the root of the mean square over channels and components, and
-    multiplied by a weight per channel; 0e gets a bias."""
+    multiplied by a weight per channel; 0e gets a bias. Half-precision features are normalised in single precision."""
 
     def __init__(self, irreps, eps: float = 1e-5):
         super().__init__()
@@ -627,16 +805,17 @@ class EquivariantLayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x):
-        weights = self.weight.split([irrep.multiplicity for irrep in self.irreps])
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weights = self.weight.to(dtype).split([irrep.multiplicity for irrep in self.irreps])
         out = []
-        for part, irrep, weight in zip(split_irreps(x, self.irreps), self.irreps, weights):
+        for part, irrep, weight in zip(split_irreps(x.to(dtype), self.irreps), self.irreps, weights):
             if irrep.name == "0e":
                 part = part - part.mean(-1, keepdim=True)
             part = part * (part.pow(2).mean((-1, -2), keepdim=True) + self.eps).rsqrt() * weight
             if irrep.name == "0e":
-                part = part + self.bias
+                part = part + self.bias.to(dtype)
             out.append(part.flatten(-2))
-        return torch.cat(out, dim=-1)
+        return torch.cat(out, dim=-1).to(x.dtype)
 
 
 __all__ = [

@@ -216,7 +216,7 @@ class AtomicaDistanceEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, distances):
-        basis = gaussian_basis(distances, self.size, self.cutoff, self.start)
+        basis = gaussian_basis(distances, self.size, self.cutoff, self.start).to(self.dense_in.weight.dtype)
         return self.dense_out(self.dropout(F.relu(self.dense_in(basis))))
 
 
@@ -357,6 +357,7 @@ class AtomicaEncoder(nn.Module):
             x = layer(x, edges, radials, self.edge_type_embeddings.weight)
         parts = zip(split_irreps(x, self.irreps), self.irreps)
         scalars = torch.cat([part.squeeze(-2) for part, irrep in parts if irrep.degree == 0], dim=-1)
+        scalars = scalars.to(self.readout_in.weight.dtype)
         readout = self.readout_out(self.dropout(F.relu(self.readout_in(scalars))))
         return x, F.normalize(readout, dim=-1)
 
@@ -384,7 +385,8 @@ class AtomicaAtomToBlockAttention(nn.Module):
 
     def _attend(self, blocks, atoms, block_of_atom):
         num_blocks = len(blocks)
-        heads = lambda x: x.view(*x.shape[:-1], self.num_heads, -1)
+        dtype = torch.promote_types(blocks.dtype, torch.float32)
+        heads = lambda x: x.to(dtype).view(*x.shape[:-1], self.num_heads, -1)
         query = heads(self.query(blocks)) * (blocks.shape[-1] // self.num_heads) ** -0.5
         key, value = heads(self.key(atoms)), heads(self.value(atoms))
         scores = (query[block_of_atom] * key).sum(-1)
@@ -401,7 +403,7 @@ class AtomicaAtomToBlockAttention(nn.Module):
         total = segment_sum(weights, block_of_atom, num_blocks) + empty_weights
         mixed = segment_sum(weights.unsqueeze(-1) * value, block_of_atom, num_blocks)
         mixed = (mixed + empty_weights.unsqueeze(-1) * heads(self.value.bias)) / total.unsqueeze(-1)
-        return self.norm(blocks + self.output(mixed.flatten(1)))
+        return self.norm(blocks + self.output(mixed.flatten(1).to(blocks.dtype)))
 
 
 class AtomicaPoolingLayer(nn.Module):
@@ -721,10 +723,11 @@ class AtomicaModel(AtomicaPreTrainedModel):
         if token_type_ids is None:
             token_type_ids = ((input_ids == config.global_token_id).cumsum(1) - 1).clamp_min(0)
         dtype = self.dtype
-        positions = positions.to(torch.promote_types(positions.dtype, dtype))
+        wide = torch.promote_types(dtype, torch.float32)  # of distances, directions and sums, also in a half-precision model
+        positions = positions.to(torch.promote_types(positions.dtype, wide))
         index = ComplexIndex(config, input_ids, atom_to_block, positions, attention_mask, token_type_ids, graph)
 
-        atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, dtype)
+        atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, wide)
         atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
@@ -737,7 +740,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
         atoms = index.attended_atoms()
         blocks = self.atom_to_block_attention(blocks, h_atom[atoms], index.block_of_atom[atoms])
 
-        block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, dtype)
+        block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, wide)
         block_irreps, h_block = self.block_encoder(blocks, block_edges)
         if config.block_feature_sizes and self.block_features_after is not None:
             h_block = self.block_features_after(h_block, block_features, segments)
@@ -827,7 +830,7 @@ class AtomicaRigidHead(nn.Module):
 
     def forward(self, atom_irreps, h_graph, index, perturbed_segment):
         """-> translation and rotation, each `(batch, 3)`, or None for what the model does not predict."""
-        dtype = atom_irreps.dtype
+        dtype = torch.promote_types(atom_irreps.dtype, torch.float32)
         inside = index.atom_mask & (index.atom_segments == perturbed_segment[:, None])
         # a global atom lies at the centre but for rounding: its direction is the difference of nearly equal numbers
         positions = index.positions if index.positions.device.type == "mps" else index.positions.double()
@@ -870,7 +873,7 @@ class AtomicaTorsionHead(nn.Module):
 
     def forward(self, atom_irreps, index, torsion_index):
         """torsion_index `(batch, num_torsions, 2)` -> scores `(batch, num_torsions)`, zero on padding."""
-        dtype = atom_irreps.dtype
+        dtype = torch.promote_types(atom_irreps.dtype, torch.float32)
         slots = index.torsion_slots(torsion_index)
         complex_id = slots // torsion_index.shape[1] if torsion_index.shape[1] else slots
         first, second = torsion_index.flatten(0, 1)[slots].unbind(-1)
@@ -892,7 +895,7 @@ class AtomicaTorsionHead(nn.Module):
         scalars = atom_irreps[:, : self.num_scalars]
         ends = scalars[index.flat_atom[complex_id, first]] + scalars[index.flat_atom[complex_id, second]]
         features = self.norm(self.convolution(atom_irreps, edges, receiver_scalars=ends, sender_scalars=scalars))
-        scores = self.output(self.dropout(torch.tanh(self.dense(features)))).squeeze(-1)
+        scores = self.output(self.dropout(torch.tanh(self.dense(features.to(self.dense.weight.dtype))))).squeeze(-1)
         return scores.new_zeros(torsion_index.shape[:2].numel()).index_copy(0, slots, scores).view(torsion_index.shape[:2])
 
 

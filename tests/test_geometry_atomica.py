@@ -134,6 +134,68 @@ def test_convolution_with_dropout_has_the_gradient_of_its_own_mask():
     assert without != loss(one)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_convolution_and_norm_compile_as_one_graph_with_the_same_values_and_gradients(dropout):
+    convolution, edges, leaves, _ = small_convolution(dropout=dropout)
+    norm = EquivariantLayerNorm(convolution.irreps_out).double()
+    both = torch.nn.ModuleList([convolution, norm])
+
+    def forward(x, edges, types, scalars):
+        return norm(convolution(x, edges, types, scalars, scalars))
+
+    given = (leaves["x"], edges, leaves["types"], leaves["x"][:, :6])
+    found = []
+    for run in (forward, torch.compile(forward, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(3)
+        out = run(*given)
+        found.append([out, *torch.autograd.grad(out.square().sum(), [*leaves.values(), *both.parameters()])])
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(*found))
+
+
+def test_compiled_convolution_without_optional_inputs_and_gradients():
+    """As the heads call it, and with inputs that want no gradient."""
+    torch.manual_seed(0)
+    convolution = TensorProductConvolution(encoder_irreps(3, 6), HARMONICS, encoder_irreps(1, 6)[1:], 4, sender_size=6).double()
+    _, edges, leaves, _ = small_convolution()
+    edges = EdgeFeatures(edges.senders, None, edges.harmonics.detach(), edges.radial.detach(), edges.weight)
+    found = []
+    for run in (convolution, torch.compile(convolution, fullgraph=True, backend="aot_eager")):
+        out = run(leaves["x"].detach(), edges, sender_scalars=leaves["x"].detach()[:, :6])
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(convolution.parameters()))])
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_normalised_in_single_precision(dtype):
+    torch.manual_seed(0)
+    irreps = encoder_irreps(3, 6)
+    norm = EquivariantLayerNorm(irreps).to(dtype)
+    x = (100 * torch.randn(5, geometry.irreps_size(irreps))).to(dtype)  # whose squares leave the range of float16
+    found, expected = norm(x), norm.double()(x.double())
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() < 0.6 * torch.finfo(dtype).eps * expected.abs().max()  # it is rounded once
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_convolution_and_norm_compute_in_single_precision(dtype):
+    """Against double precision with the same rounded weights and inputs; the norm scales rounding up."""
+    convolution, edges, leaves, _ = small_convolution()
+    norm = EquivariantLayerNorm(convolution.irreps_out)
+    found = []
+    for own in (dtype, torch.float64):
+        layers = [module.to(dtype).to(own) for module in (convolution, norm)]
+        given = {name: value.detach().to(dtype).to(own).requires_grad_() for name, value in leaves.items()}
+        features = EdgeFeatures(
+            edges.senders, edges.edge_types, given["harmonics"], given["radial"], edges.weight.to(dtype).to(own)
+        )
+        out = layers[1](run_convolution(layers[0], features, given))
+        assert out.dtype == torch.promote_types(own, torch.float32)
+        gradients = torch.autograd.grad(out.sum(), [*given.values(), *convolution.parameters()], allow_unused=True)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        found.append(out.double())
+    assert (found[0] - found[1]).abs().max() < 1e-5 * found[1].abs().max()
+
+
 def test_convolution_without_receivers_gives_zero_gradients():
     convolution, edges, leaves, _ = small_convolution()
     empty = EdgeFeatures(*(getattr(edges, name)[:0] for name in ("senders", "edge_types", "harmonics", "radial", "weight")))

@@ -8,7 +8,7 @@ from atomica_hf.configuration_atomica import AUTO_MAP
 
 
 FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "molecule", "macromolecule", "structure"]
-FLAT += ["processing", "geometry", "graph", "data_collator", "modeling"]
+FLAT += ["processing", "convolution_triton", "geometry", "graph", "data_collator", "modeling"]
 
 
 def test_the_clone_opens_with_the_auto_classes(tmp_path):
@@ -46,6 +46,8 @@ def test_help_lists_every_option():
     for script in (
         "run_pretraining.py",
         "run_embedding.py",
+        "run_finetune.py",
+        "run_benchmark.py",
         "prepare_dataset.py",
         "train_tokenizer.py",
         "list_interfaces.py",
@@ -56,4 +58,4 @@ def test_help_lists_every_option():
         assert done.returncode == 0 and "--output" in done.stdout
         for option in re.findall(r"\n  (--\w+)[^\n]*", done.stdout):
             described = done.stdout.split(f"\n  {option}", 1)[1].split("\n  --", 1)[0]
-            assert len(described.split("(default")[0].split()) > 3, f"{script} {option} has no help"
+            assert len(described.split("(default:")[0].split()) > 3, f"{script} {option} has no help"
