@@ -119,9 +119,11 @@ class Puzzle:
         atoms, central = self.atoms_of(segment)
         self.positions[central] = self.positions[atoms].mean(0)
 
-    def crop(self, max_blocks, rng):
-        """Keeps the blocks nearest to the other segments (of a lone molecule: nearest to a block drawn at random)."""
-        if len(self.input_ids) <= max_blocks:
+    def crop(self, max_blocks, rng, max_atoms=None):
+        """Keeps the blocks nearest to the other segments (of a lone molecule: nearest to a block drawn at random), as many as
+        both limits allow, and at least one of every segment."""
+        too_many_atoms = max_atoms is not None and len(self.atom_ids) > max_atoms
+        if len(self.input_ids) <= max_blocks and not too_many_atoms:
             return
         if 2 * self.num_segments > max_blocks:
             raise ValueError(
@@ -145,7 +147,11 @@ class Puzzle:
             ordinary = np.flatnonzero((self.segments == segment) & ~is_special)
             distance[ordinary[distance[ordinary].argmin()]] = -1
         keep = np.zeros(len(self.input_ids), dtype=bool)
-        keep[np.argsort(distance, kind="stable")[:max_blocks]] = True
+        nearest = np.argsort(distance, kind="stable")[:max_blocks]
+        if too_many_atoms:
+            atoms = np.bincount(self.atom_to_block, minlength=len(self.input_ids))[nearest].cumsum()
+            nearest = nearest[(atoms <= max_atoms) | (distance[nearest] == -1)]
+        keep[nearest] = True
         self._keep_blocks(keep)
         for segment in range(self.num_segments):
             self.move_global(segment)
@@ -329,7 +335,7 @@ class AtomicaPreTrainingCollator:
             0.1, or the largest if that is less.
         rotation_noise, max_rotation (`float`): sigma and largest angle of IGSO(3), radian.
         mask_proportion (`float`): share of the blocks that are hidden, at least one.
-        max_blocks (`int`): larger complexes are cropped to this many blocks around the interface.
+        max_blocks, max_atoms (`int`): larger complexes are cropped to this many blocks and atoms around the interface.
         seed (`int`): of all draws.
         config (`AtomicaConfig`): of the model; with it, neighbours are found here, as in `AtomicaCollator`.
 
@@ -347,6 +353,7 @@ class AtomicaPreTrainingCollator:
     mask_proportion: float = 0.1
     max_blocks: int = 256
     seed: int = 0
+    max_atoms: int | None = None
     config: AtomicaConfig | None = None
 
     def __post_init__(self):
@@ -358,13 +365,15 @@ class AtomicaPreTrainingCollator:
             raise ValueError(f"`mask_proportion` is {self.mask_proportion}, expected a share between 0 and 1.")
         if self.max_blocks < 8:
             raise ValueError(f"`max_blocks` is {self.max_blocks}, expected at least 8.")
+        if self.max_atoms is not None and self.max_atoms < 1:
+            raise ValueError(f"`max_atoms` is {self.max_atoms}, expected a positive number.")
         self.rotations = RotationDistribution(self.rotation_noise, self.max_rotation)
 
     def puzzle(self, example, rng):
         """One example -> one perturbed example with its labels; every draw comes from `rng`."""
         kinds = TASKS[self.task]
         puzzle = Puzzle(example)
-        puzzle.crop(self.max_blocks, rng)
+        puzzle.crop(self.max_blocks, rng, self.max_atoms)
         sizes = [len(puzzle.atoms_of(segment)[0]) for segment in range(puzzle.num_segments)]
         movable = [segment for segment, size in enumerate(sizes) if size > 1]
         segment = int(rng.choice(movable)) if movable and kinds != ("masking",) else -1

@@ -876,6 +876,11 @@ def join_datasets(datasets) -> Dataset:
     return concatenate_datasets(list(datasets))
 
 
+def _has_gaps(dataset, column):
+    tables = dataset.select_columns([column]).with_format("arrow").iter(batch_size=10_000)
+    return any(table[column].null_count for table in tables)
+
+
 def for_model(dataset, config, name="the input") -> Dataset:
     """The dataset without the optional columns that a model of this configuration does not read.
 
@@ -884,7 +889,7 @@ def for_model(dataset, config, name="the input") -> Dataset:
     """
     needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
     for column, wanted in needed.items():
-        if wanted and (column not in dataset.column_names or None in dataset[column]):
+        if wanted and (column not in dataset.column_names or _has_gaps(dataset, column)):
             raise StructureError("other_model", f"The model needs {column}, which {name} does not have for every example.")
     return dataset.remove_columns([c for c, wanted in needed.items() if not wanted and c in dataset.column_names])
 

@@ -9,29 +9,27 @@ train.py are understood as aliases.
 """
 
 import dataclasses
-import hashlib
+import gc
 import json
 import math
 import os
-import platform
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, set_seed
-from torch.utils.data import DataLoader, Dataset, Sampler
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
-from transformers import AutoConfig, HfArgumentParser, get_scheduler
-from transformers.hf_argparser import HfArg
+from transformers import AutoConfig
 
+from atomic_files import write_text
 from atomica_hf import (
     ROOT,
     AtomicaConfig,
@@ -40,185 +38,35 @@ from atomica_hf import (
     AtomicaProcessor,
     StructureError,
 )  # fmt: skip
-from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
-from atomica_hf.data_collator_atomica import TASKS, task_flags
-from prepare_dataset import for_model, join_datasets, load_examples
+from atomica_hf.data_collator_atomica import task_flags
+from pretraining_arguments import UsageError, parse_arguments
+from pretraining_checkpoints import (
+    checkpoints,
+    clear_leftovers,
+    find_checkpoint,
+    load_optimizer_tensors,
+    number_of,
+    optimizer_tensors,
+    read_checkpoint,
+    remove,
+    write_checkpoint,
+)
+from pretraining_data import load_training_data
+from pretraining_losses import LOSSES, OBJECTIVES, ComplexLosses, disagreement, info_nce, losses_of
+from pretraining_optimization import Guard, make_ema, make_scheduler, parameter_groups
+from pretraining_report import Meter, MetricsFile, Stopwatch, means_of, model_card, plot_losses, short, table
 
 
-LOSSES = ("atom", "torsion", "translation", "rotation", "mask")
-SCHEDULES = ("cosine_with_restarts", "cosine", "linear", "constant", "constant_with_warmup")
-STATE_FILE = "trainer_state.json"
+RESULTS_FILE = "all_results.json"  # written last: with it, a run is finished
+METRICS_FILE = "metrics.jsonl"
+SAME_WHEN_RESUMED = (
+    "learning_rate", "final_learning_rate", "weight_decay", "lr_scheduler_type", "num_cycles", "cycle_steps",
+    "num_warmup_steps", "num_decay_steps", "max_grad_norm", "gradient_accumulation_steps", "ema_decay", "spike_factor",
+    "contrastive_weight", "contrastive_temperature", "distillation_weight", "seed",
+)  # fmt: skip
 
 
-class UsageError(ValueError):
-    """Options or files that do not fit together; the message is all the user sees."""
-
-
-@dataclass
-class ModelArguments:
-    model_name_or_path: str | None = HfArg(
-        default=None, help="Start from this checkpoint (folder or hub id) instead of from scratch."
-    )
-    processor_name_or_path: str | None = HfArg(
-        default=None, help="Processor and tokenizer; by default those of the model, or of this repository."
-    )
-    hidden_size: int | None = HfArg(
-        default=None, aliases=["--block_hidden_size"], help="Channels of a block; by default as many as of an atom."
-    )
-    atom_hidden_size: int | None = HfArg(default=None, help="Channels of an atom (32).")
-    edge_size: int | None = HfArg(default=None, help="Gaussians and width of the edge embeddings (32).")
-    num_hidden_layers: int | None = HfArg(default=None, aliases=["--n_layers"], help="Layers of each encoder (4).")
-    num_neighbors: int | None = HfArg(default=None, aliases=["--k_neighbors"], help="Nearest neighbours per segment (8).")
-    hidden_dropout_prob: float | None = HfArg(default=None, aliases=["--dropout"], help="Dropout (0).")
-    atom_loss_weight: float | None = HfArg(default=None, aliases=["--atom_weight"], help="Weight of the atom loss (1).")
-    torsion_loss_weight: float | None = HfArg(default=None, aliases=["--torsion_weight"], help="Of the torsion loss (1).")
-    translation_loss_weight: float | None = HfArg(
-        default=None, aliases=["--translation_weight"], help="Of the translation loss (1)."
-    )
-    rotation_loss_weight: float | None = HfArg(default=None, aliases=["--rotation_weight"], help="Of the rotation loss (0.1).")
-    mask_loss_weight: float | None = HfArg(default=None, aliases=["--mask_weight"], help="Of the masked-block loss (1).")
-    gradient_checkpointing: bool = HfArg(default=False, help="Trade time for memory.")
-
-
-@dataclass
-class DataArguments:
-    train_file: list[str] = HfArg(
-        aliases=["--train_set"], help="What to train on: files, folders, or prepared datasets, one or several."
-    )
-    validation_file: str | None = HfArg(default=None, aliases=["--valid_set"], help="What to validate on.")
-    validation_split_percentage: float = HfArg(
-        default=0.0, help="Without a validation file: share of the train file, in percent."
-    )
-    max_train_samples: int | None = HfArg(default=None, help="Read only this many inputs of each train file.")
-    max_eval_samples: int | None = HfArg(default=None, help="Read only this many inputs of the validation file.")
-    max_blocks_per_batch: int = HfArg(
-        default=1000, aliases=["--max_n_vertex_per_gpu"], help="Blocks in one batch of one process, padding included."
-    )
-    max_blocks_per_example: int = HfArg(
-        default=256, aliases=["--max_n_vertex_per_item"], help="Larger complexes are cropped to this many blocks."
-    )
-    preprocessing_num_workers: int = HfArg(default=1, help="Processes that read the files.")
-    dataloader_num_workers: int = HfArg(default=0, aliases=["--num_workers"], help="Processes that make batches.")
-
-
-@dataclass
-class PuzzleArguments:
-    task: str = HfArg(default="pretrain_torsion_masking", metadata={"choices": list(TASKS)}, help="What is repaired.")
-    torsion_noise: float = HfArg(default=0.5, help="Standard deviation of a bond's turn, radian.")
-    translation_noise: float = HfArg(default=1.0, help="Largest sigma of a shift, angstrom.")
-    rotation_noise: float = HfArg(default=0.25, help="Sigma of a rotation, radian.")
-    max_rotation: float = HfArg(default=0.5, help="Largest angle of a rotation, radian.")
-    atom_noise: float = HfArg(default=1.0, help="Largest sigma of the noise on atoms, angstrom.")
-    mask_proportion: float = HfArg(default=0.1, help="Share of blocks that are hidden, at least one.")
-
-
-@dataclass
-class OptimizationArguments:
-    output_dir: str = HfArg(aliases=["--save_dir"], help="Where checkpoints and the final model go.")
-    run_name: str | None = HfArg(default=None, help="Name of the run in trackers and in the model card.")
-    num_train_epochs: float = HfArg(default=1.0, aliases=["--max_epoch"], help="Passes over the train file.")
-    max_train_steps: int | None = HfArg(default=None, help="Optimizer steps; overrides --num_train_epochs.")
-    learning_rate: float = HfArg(default=1e-4, aliases=["--lr"], help="Largest learning rate of AdamW.")
-    final_learning_rate: float = HfArg(default=1e-6, aliases=["--final_lr"], help="Learning rate at the end of a cosine.")
-    weight_decay: float = HfArg(default=0.0, help="Weight decay of AdamW.")
-    lr_scheduler_type: str = HfArg(
-        default="cosine_with_restarts", metadata={"choices": list(SCHEDULES)}, help="Course of the learning rate."
-    )
-    num_cycles: int = HfArg(default=1, help="Cosines of cosine_with_restarts, each from the largest learning rate.")
-    num_warmup_steps: int = HfArg(default=0, help="Optimizer steps of linear warm-up.")
-    max_grad_norm: float = HfArg(default=10.0, aliases=["--grad_clip"], help="Gradients are clipped to this norm.")
-    gradient_accumulation_steps: int = HfArg(default=1, help="Batches of one process per optimizer step.")
-    mixed_precision: str | None = HfArg(default=None, metadata={"choices": ["no", "fp16", "bf16"]}, help="As in accelerate.")
-    seed: int = HfArg(default=0, help="Seed of weights, order and puzzles.")
-    logging_steps: int = HfArg(default=10, help="Optimizer steps between two lines of metrics.jsonl.")
-    eval_steps: int | None = HfArg(default=None, help="Optimizer steps between validations; by default once an epoch.")
-    checkpointing_steps: int | None = HfArg(default=None, help="Optimizer steps between checkpoints; by default once an epoch.")
-    save_total_limit: int | None = HfArg(default=3, help="Checkpoints kept, the newest ones.")
-    overwrite_output_dir: bool = HfArg(default=False, help="Start anew in a folder with checkpoints; they are deleted.")
-    resume_from_checkpoint: str | None = HfArg(default=None, help="A checkpoint folder, or 'latest'.")
-    report_to: str | None = HfArg(default=None, help="Tracker(s) of accelerate, for example tensorboard or wandb.")
-    push_to_hub: bool = HfArg(default=False, help="Upload the final model; the token is taken from the environment.")
-    hub_model_id: str | None = HfArg(default=None, help="Repository to upload to; by default the name of the output folder.")
-    hub_private_repo: bool = HfArg(default=False, help="Create it as a private one.")
-
-
-# data -------------------------------------------------------------------------------------------------------------------
-
-
-class NumberedExamples(Dataset):
-    """Examples by (epoch, index), so that a worker knows the seed of the puzzle it makes."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, key):
-        epoch, index = key
-        return {**self.dataset[index], "epoch": epoch, "example_index": index}
-
-
-class SizedBatchSampler(Sampler):
-    """Batches of (epoch, index) of at most `max_blocks` blocks, padding included; each example once an epoch over all
-    processes. Every process makes the same list and takes its share; batches are halved until all have equally many."""
-
-    def __init__(self, sizes, max_blocks, seed, shuffle=True, num_processes=1, rank=0):
-        self.sizes, self.max_blocks, self.seed, self.shuffle = np.asarray(sizes), max_blocks, seed, shuffle
-        self.num_processes, self.rank = num_processes, rank
-        self.epoch = self.first_batch = 0
-        if len(self.sizes) < num_processes:
-            raise UsageError(f"{len(self.sizes)} examples cannot be shared among {num_processes} processes.")
-
-    def all_batches(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(len(self.sizes)) if self.shuffle else np.arange(len(self.sizes))
-        # similar sizes together within a window of the shuffled order: little padding, and still a new mixture every epoch
-        window = 512
-        batches, batch, widest = [], [], 0
-        for start in range(0, len(order), window):
-            part = order[start : start + window]
-            for index in part[np.argsort(self.sizes[part], kind="stable")]:
-                size = max(widest, self.sizes[index])
-                if batch and size * (len(batch) + 1) > self.max_blocks:
-                    batches.append(batch)
-                    batch, size = [], self.sizes[index]
-                batch.append(int(index))
-                widest = size
-        batches.append(batch)
-        while len(batches) % self.num_processes:
-            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
-            half = len(batches[largest]) // 2
-            if not half:
-                raise UsageError(
-                    f"{len(batches)} batches of one example cannot be shared among {self.num_processes} processes."
-                )
-            batches[largest : largest + 1] = [batches[largest][:half], batches[largest][half:]]
-        return [batches[i] for i in rng.permutation(len(batches))] if self.shuffle else batches
-
-    def __len__(self):
-        return len(self.all_batches()) // self.num_processes
-
-    def __iter__(self):
-        for batch in self.all_batches()[self.rank :: self.num_processes][self.first_batch :]:
-            yield [(self.epoch, index) for index in batch]
-
-
-def block_sizes(dataset, largest):
-    lengths = [len(ids) for ids in dataset.select_columns("input_ids")["input_ids"]]
-    return np.minimum(lengths, largest)
-
-
-def class_log_frequencies(dataset, num_classes):
-    """Log share of every block token among the maskable blocks, one added to each count: what a guesser without eyes knows."""
-    counts = np.ones(num_classes)
-    for ids in dataset.select_columns("input_ids")["input_ids"]:
-        ids = np.asarray(ids)
-        np.add.at(counts, ids[ids >= NUM_SPECIAL_BLOCKS] - NUM_SPECIAL_BLOCKS, 1)
-    return torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
-
-
-# model ------------------------------------------------------------------------------------------------------------------
+# what a run begins with -------------------------------------------------------------------------------------------------
 
 
 def load_processor(arguments):
@@ -265,547 +113,467 @@ def load_model(arguments, task, processor):
         raise UsageError(f"{name}: no weights of Atomica there ({str(error).splitlines()[0]}).") from error
 
 
-def make_scheduler(optimizer, arguments, total_steps):
-    """Learning rate per optimizer step; the cosines end at the final learning rate instead of zero."""
-    kind, floor = arguments.lr_scheduler_type, arguments.final_learning_rate / arguments.learning_rate
-    if not kind.startswith("cosine"):
-        return get_scheduler(kind, optimizer, arguments.num_warmup_steps, total_steps)
-    cycles = arguments.num_cycles if kind == "cosine_with_restarts" else 1
-
-    def factor(step):
-        if step < arguments.num_warmup_steps:
-            return (step + 1) / (arguments.num_warmup_steps + 1)
-        progress = (step - arguments.num_warmup_steps) / max(1, total_steps - arguments.num_warmup_steps)
-        within = (progress * cycles) % 1.0 if progress < 1 else 1.0
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * within))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-# losses -----------------------------------------------------------------------------------------------------------------
-
-
-class LossMeter:
-    """Means of the losses and of their baselines over some batches. Each is weighted by what it was taken over, complexes or
-    masked blocks, so that batches without a puzzle do not count."""
-
-    def __init__(self, log_frequencies):
-        self.log_frequencies = log_frequencies
-        self.sums, self.weights = defaultdict(float), defaultdict(float)
-
-    @torch.no_grad()
-    def add(self, output, batch):
-        moved = batch["perturbed_segment"] >= 0
-        rigid = moved & (batch["token_type_ids"].amax(1) > 0)
-        weights = {"atom": moved, "translation": rigid, "rotation": rigid}
-        if "torsion_index" in batch:
-            weights["torsion"] = (batch["torsion_index"][..., 0] >= 0).any(1) if batch["torsion_index"].shape[1] else moved[:0]
-        values = {"loss": (output.loss, torch.ones_like(moved))}
-        for name in LOSSES:
-            if getattr(output, f"{name}_loss") is not None:
-                weight = batch["labels"] >= 0 if name == "mask" else weights[name]
-                for kind in ("loss", "baseline"):
-                    values[f"{name}_{kind}"] = (getattr(output, f"{name}_{kind}"), weight)
-        if "mask_loss" in values:  # the shares of the train file, instead of all classes alike
-            classes = (batch["labels"] - NUM_SPECIAL_BLOCKS).clamp_min(0)
-            guesses = -self.log_frequencies.to(classes.device)[classes]
-            masked = batch["labels"] >= 0
-            values["mask_baseline"] = ((guesses * masked).sum() / masked.sum().clamp_min(1), masked)
-        for name, (value, weight) in values.items():
-            weight = weight.sum()
-            self.sums[name] = self.sums[name] + value.detach().float() * weight
-            self.weights[name] = self.weights[name] + weight
-
-    def means(self, accelerator):
-        names = sorted(self.sums)
-        totals = torch.stack([torch.stack([self.sums[name], self.weights[name].float()]) for name in names])
-        totals = accelerator.reduce(totals, reduction="sum").tolist()
-        return {name: value / max(weight, 1.0) for name, (value, weight) in zip(names, totals)}
-
-
-def short(means):
-    """`torsion 3.1/3.9`: every loss beside its baseline."""
-    names = [name for name in LOSSES if means.get(f"{name}_baseline")]  # without a baseline there was nothing to predict
-    parts = [f"{name} {means[f'{name}_loss']:.2f}/{means[f'{name}_baseline']:.2f}" for name in names]
-    return " ".join(parts)
-
-
-def read_metrics(path):
-    """Rows of `metrics.jsonl`; a line that a kill cut short is passed over."""
-    rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
-
-
-def plot_losses(metrics_file, picture):
-    """Curves of `metrics.jsonl`, every loss with its baseline, as a picture; nothing without matplotlib. The lines are running
-    means over a tenth of the run, behind them the means of every few steps."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
-        return None
-    rows = read_metrics(metrics_file)
-    train = [row for row in rows if row["split"] == "train"]
-    names = [name for name in LOSSES if any(row.get(f"{name}_baseline") for row in train)]
-    if not names:
-        return None
-    figure, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.2), squeeze=False)
-    window = max(1, len(train) // 10)
-    for axis, name in zip(axes[0], names):
-        steps = [row["step"] for row in train]
-        for kind, label, colour, style in (("loss", "train", "#1f77b4", "-"), ("baseline", "predict nothing", "#777777", "--")):
-            values = np.array([row[f"{name}_{kind}"] for row in train])
-            smooth = [values[max(0, k + 1 - window) : k + 1].mean() for k in range(len(values))]
-            axis.plot(steps, values, color=colour, alpha=0.15)
-            axis.plot(steps, smooth, style, label=label, color=colour)
-        held_out = [row for row in rows if row["split"] == "validation"]
-        if held_out:
-            axis.plot(
-                [r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728"
-            )
-        axis.set(title=f"{name} loss", xlabel="optimizer step")
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
-    return picture
-
-
-# checkpoints ------------------------------------------------------------------------------------------------------------
-
-
-def checkpoints(output_dir):
-    """Complete checkpoints of a folder, in the order they were written."""
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name[11:].isdigit() and (p / STATE_FILE).exists()]
-    return sorted(found, key=lambda p: (p / STATE_FILE).stat().st_mtime_ns)
-
-
-def save_checkpoint(accelerator, state, settings, output_dir, limit):
-    """Written to a temporary folder, then renamed: a folder with the final name is complete."""
-    final = Path(output_dir) / f"checkpoint-{state['step']}"
-    temporary = Path(output_dir) / f"{final.name}.tmp"
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / STATE_FILE).write_text(json.dumps({**state, "settings": settings}, indent=1), encoding="utf-8")
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        for old in checkpoints(output_dir)[:-limit] if limit else []:
-            shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
-
-
-def find_checkpoint(name, output_dir, settings):
-    """Folder and state to resume from.
-
-    Raises:
-        `UsageError`: if there is none, or it belongs to another run.
-    """
-    if name == "latest":
-        found = checkpoints(output_dir)
-        if not found:
-            raise UsageError(f"--resume_from_checkpoint latest: no complete checkpoint in {output_dir}.")
-        folder = found[-1]
-    else:
-        folder = Path(name)
-        if not (folder / STATE_FILE).exists():
-            raise UsageError(f"--resume_from_checkpoint {name}: no complete checkpoint there (no {STATE_FILE}).")
-    try:
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{folder}: a checkpoint that cannot be read ({STATE_FILE}: {error}).") from error
-    saved = state.get("settings", {})
-    different = [f"{k} was {saved.get(k)!r}, is {v!r}" for k, v in settings.items() if saved.get(k) != v]
-    if different:
-        raise UsageError(f"{folder} is a checkpoint of another run: {'; '.join(different)}.")
-    return folder, state
-
-
-# the end ----------------------------------------------------------------------------------------------------------------
-
-
-CARD = """\
----
-library_name: transformers
-license: apache-2.0
-tags:
-- chemistry
-- biology
-- molecules
----
-
-# {name}
-
-An Atomica model of {parameters:,} parameters, pretrained with the task `{task}`.
-
-```python
-from transformers import AutoModel, AutoProcessor
-
-folder = "path/to/this/folder"
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-inputs = processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")
-vector = model(**inputs).pooler_output
-```
-
-## Data
-
-{train} examples of {files} for training, {validation} for validation.
-
-## Losses at the end
-
-Each beside the loss of predicting nothing (for masked blocks: of knowing only how frequent each is).
-
-| loss | model | predict nothing | on |
-|---|---|---|---|
-{rows}
-
-## Training
-
-{steps} optimizer steps, {seconds:.0f} s on {processes} process(es) of {machine} ({device}), torch {torch}.
-
-```json
-{options}
-```
-
-The mathematics of the model is that of ATOMICA (Fang et al., bioRxiv 2025.04.02.646906).
-"""
-
-
-def model_card(arguments, model, counts, means, seconds):
-    """Text of the model card: what was run, and what came out."""
-    model_arguments, data, puzzle, optimization = arguments
-    rows = [
-        f"| {name} | {means[split][f'{name}_loss']:.3f} | {means[split][f'{name}_baseline']:.3f} | {split} |"
-        for split in means
-        for name in LOSSES
-        if means[split].get(f"{name}_baseline")
-    ]
-    options = {name: value for part in arguments for name, value in dataclasses.asdict(part).items()}
-    options["train_file"] = [Path(path).name for path in data.train_file]
-    for name in ("output_dir", "validation_file", "resume_from_checkpoint", "model_name_or_path", "processor_name_or_path"):
-        options[name] = options[name] and Path(options[name]).name
-    return CARD.format(
-        name=optimization.run_name or Path(optimization.output_dir).name,
-        parameters=sum(p.numel() for p in model.parameters()),
-        task=puzzle.task,
-        files=", ".join(options["train_file"]),
-        rows="\n".join(rows),
-        seconds=seconds,
-        machine=platform.machine(),
-        torch=torch.__version__,
-        options=json.dumps(options, indent=1),
-        **counts,
-    )
-
-
-def check_numbers(data, optimization):
-    """Raises `UsageError` for numbers that make no sense, before anything is read."""
-    positive = {
-        "max_blocks_per_batch": data, "max_blocks_per_example": data, "learning_rate": optimization,
-        "gradient_accumulation_steps": optimization, "logging_steps": optimization, "num_train_epochs": optimization,
-        "num_cycles": optimization, "max_grad_norm": optimization,
+def make_collators(puzzle, data, optimization, config):
+    """Puzzles for training and for validation, and for the second view of a complex where an objective needs one. They also
+    find the neighbours, so that the workers do."""
+    options = {**dataclasses.asdict(puzzle), "config": config}
+    limits = {
+        "max_blocks": min(data.max_blocks_per_example, data.max_blocks_per_batch), "max_atoms": data.max_atoms_per_batch,
     }  # fmt: skip
-    for name, where in positive.items():
-        if not getattr(where, name) > 0:
-            raise UsageError(f"--{name} is {getattr(where, name)}, expected a positive number.")
-    for name, where in (
-        ("max_train_steps", optimization), ("eval_steps", optimization), ("checkpointing_steps", optimization),
-        ("save_total_limit", optimization), ("max_train_samples", data), ("max_eval_samples", data),
-    ):  # fmt: skip
-        if getattr(where, name) is not None and getattr(where, name) < 1:
-            raise UsageError(f"--{name} is {getattr(where, name)}, expected at least 1.")
-    for name, where in (
-        ("num_warmup_steps", optimization), ("weight_decay", optimization), ("final_learning_rate", optimization),
-        ("dataloader_num_workers", data), ("preprocessing_num_workers", data), ("seed", optimization),
-    ):  # fmt: skip
-        if not 0 <= getattr(where, name) < 2**32:
-            raise UsageError(f"--{name} is {getattr(where, name)}, expected zero or more.")
-    if not math.isfinite(optimization.num_train_epochs):
-        raise UsageError(f"--num_train_epochs is {optimization.num_train_epochs}, expected a number.")
-    if data.validation_file is not None and data.validation_split_percentage:
-        raise UsageError("--validation_file and --validation_split_percentage exclude each other.")
-    if (
-        data.validation_file is None
-        and not data.validation_split_percentage
-        and (optimization.eval_steps or data.max_eval_samples)
-    ):
-        raise UsageError("--eval_steps and --max_eval_samples need --validation_file or --validation_split_percentage.")
-    if not 0 <= data.validation_split_percentage < 100:
-        raise UsageError(f"--validation_split_percentage is {data.validation_split_percentage}, expected 0 to 100.")
-
-
-def parse_json(path):
-    """Options from one JSON file, checked as if they had been typed.
-
-    Raises:
-        `UsageError`: if it is not a JSON object.
-    """
     try:
-        options = json.loads(Path(path).read_text(encoding="utf-8"))
-        words = []
-        for name, value in options.items():
-            values = value if isinstance(value, list) else [value]
-            words += [] if value is None else [f"--{name}", *map(str, values)]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: not a JSON file with one object of options ({error}).") from error
-    return HfArgumentParser(ARGUMENTS).parse_args_into_dataclasses(words)
+        training = AtomicaPreTrainingCollator(**options, **limits, seed=optimization.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    held_out, other = (dataclasses.replace(training, seed=optimization.seed + more) for more in (1, 2))
+    has_views = optimization.contrastive_weight or optimization.distillation_weight
+    return training, held_out, other if has_views else None
 
 
-ARGUMENTS = (ModelArguments, DataArguments, PuzzleArguments, OptimizationArguments)
-
-
-def main(argv=None):
-    parser = HfArgumentParser(ARGUMENTS, description=__doc__)
-    argv = sys.argv[1:] if argv is None else argv
-    arguments = (
-        parse_json(argv[0]) if len(argv) == 1 and argv[0].endswith(".json") else parser.parse_args_into_dataclasses(argv)
-    )
-    model_arguments, data, puzzle, optimization = arguments
-    check_numbers(data, optimization)
-    output_dir = Path(optimization.output_dir)
-    if output_dir.is_file():
-        raise UsageError(f"--output_dir {output_dir} is a file, expected a folder.")
+def make_accelerator(optimization):
     trackers = optimization.report_to.split(",") if optimization.report_to and optimization.report_to != "none" else None
-    used = output_dir.is_dir() and any(output_dir.glob("checkpoint-*"))
-    if used and not optimization.resume_from_checkpoint and not optimization.overwrite_output_dir:
-        raise UsageError(
-            f"--output_dir {output_dir} has checkpoints of an earlier run; continue it with --resume_from_checkpoint latest, "
-            "start anew with --overwrite_output_dir, or name another folder."
-        )
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else torchrun on a machine without one would start separate runs
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))],  # the others wait while one process reads
             mixed_precision=optimization.mixed_precision,
             log_with=trackers,
-            project_dir=str(output_dir),
+            project_dir=str(optimization.output_dir),
         )
     except (ValueError, ImportError) as error:
         raise UsageError(str(error)) from error
     available = {str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with}
     if missing := set(trackers or ()) - available - {"all"}:
         raise UsageError(f"--report_to {optimization.report_to}: {', '.join(missing)} is not installed.")
-    is_main = accelerator.is_main_process
-    set_seed(optimization.seed)
-
-    processor = load_processor(model_arguments)
-    try:
-        collator = AtomicaPreTrainingCollator(
-            **dataclasses.asdict(puzzle), max_blocks=data.max_blocks_per_example, seed=optimization.seed
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UsageError(
+            f"accelerate is configured for {accelerator.distributed_type.value}; this script keeps the whole model on every "
+            "device (DDP)."
         )
-        held_out = dataclasses.replace(collator, seed=optimization.seed + 1)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    model = load_model(model_arguments, puzzle.task, processor)
-    if model_arguments.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+    return accelerator
 
-    def load(path, most):
-        with accelerator.main_process_first():
-            dataset, report = load_examples(
-                path, processor, output_dir / "data", data.preprocessing_num_workers, most, progress=is_main
-            )
-        accelerator.print(f"{path}: {report.summary()}")
-        return for_model(dataset, model.config, path)
 
-    train = join_datasets([load(path, data.max_train_samples) for path in data.train_file])
-    validation = None
-    if data.validation_file is not None:
-        validation = load(data.validation_file, data.max_eval_samples)
-    elif data.validation_split_percentage:
-        order = np.random.default_rng(optimization.seed).permutation(len(train))
-        count = max(1, round(len(train) * data.validation_split_percentage / 100))
-        if count >= len(train):
-            raise UsageError(f"{len(train)} examples cannot be split into training and validation.")
-        train, validation = train.select(sorted(order[count:])), train.select(sorted(order[:count]))
-        if data.max_eval_samples:
-            validation = validation.select(range(min(len(validation), data.max_eval_samples)))
+def check_output(optimization):
+    """Raises `UsageError` for an output folder that cannot be one, or has another run in it."""
+    output_dir = Path(optimization.output_dir)
+    if output_dir.is_file():
+        raise UsageError(f"--output_dir {output_dir} is a file, expected a folder.")
+    used = output_dir.is_dir() and any(output_dir.glob("checkpoint-*"))
+    if used and not optimization.resume_from_checkpoint and not optimization.overwrite_output_dir:
+        raise UsageError(
+            f"--output_dir {output_dir} has checkpoints of an earlier run; continue it with --resume_from_checkpoint latest, "
+            "start anew with --overwrite_output_dir, or name another folder."
+        )
 
-    for dataset in (train, validation):
-        for name, segments in zip(dataset["name"], dataset["token_type_ids"]) if dataset is not None else ():
-            if 2 * (max(segments) + 1) > data.max_blocks_per_example:
-                raise UsageError(
-                    f"{name}: has {max(segments) + 1} segments, which need at least two blocks each, "
-                    f"but --max_blocks_per_example is {data.max_blocks_per_example}."
-                )
 
-    def loader(dataset, collate, shuffle):
-        sampler = SizedBatchSampler(
-            block_sizes(dataset, data.max_blocks_per_example), data.max_blocks_per_batch, optimization.seed, shuffle,
-            accelerator.num_processes, accelerator.process_index,
-        )  # fmt: skip
-        return sampler, DataLoader(
-            NumberedExamples(dataset), batch_sampler=sampler, collate_fn=collate, num_workers=data.dataloader_num_workers,
-            pin_memory=accelerator.device.type == "cuda",
-        )  # fmt: skip
+class Termination:
+    """Within its block SIGTERM ends nothing, but is remembered: the run stops when a step is done."""
 
-    sampler, train_loader = loader(train, collator, True)
-    validation_loader = loader(validation, held_out, False)[1] if validation is not None else None
-    accumulation = optimization.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(len(sampler) / accumulation)
-    total_steps = optimization.max_train_steps or math.ceil(optimization.num_train_epochs * steps_per_epoch)
+    def __init__(self):
+        self.asked = False
 
-    decay, no_decay = [], []
-    for parameter in model.parameters():
-        (decay if parameter.ndim > 1 else no_decay).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": optimization.weight_decay}, {"params": no_decay, "weight_decay": 0.0}],
-        lr=optimization.learning_rate,
-    )
-    scheduler = make_scheduler(optimizer, optimization, total_steps)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.register_for_checkpointing(scheduler)
-    log_frequencies = class_log_frequencies(train, len(processor.tokenizer) - NUM_SPECIAL_BLOCKS)
+    def __enter__(self):
+        self.before = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
 
-    settings = {
-        **{f"config.{k}": v for k, v in accelerator.unwrap_model(model).config.to_dict().items()
-           if k.endswith(("_size", "_layers", "_neighbors")) or k.startswith("use_")},
-        **dataclasses.asdict(puzzle),
-        "train_examples": len(train), "max_blocks_per_batch": data.max_blocks_per_batch, "seed": optimization.seed,
-        "train_sizes": hashlib.sha256(sampler.sizes.astype(np.int64).tobytes()).hexdigest()[:16],
-        **{
-            name: getattr(optimization, name)
-            for name in (
-                "learning_rate", "final_learning_rate", "weight_decay", "lr_scheduler_type", "num_cycles", "num_warmup_steps",
-            )
-        },
-        "max_blocks_per_example": data.max_blocks_per_example, "processes": accelerator.num_processes,
-        "gradient_accumulation_steps": accumulation,
-    }  # fmt: skip
-    step, epoch, first_batch = 0, 0, 0
-    if optimization.resume_from_checkpoint:
-        folder, state = find_checkpoint(optimization.resume_from_checkpoint, output_dir, settings)
-        try:
-            accelerator.load_state(str(folder))
-        except Exception as error:  # safetensors, torch and accelerate each have their own for a damaged file
-            raise UsageError(f"{folder}: a checkpoint that cannot be read ({type(error).__name__}: {error}).") from error
-        step, epoch, first_batch = state["step"], state["epoch"], state["batch"]
-        accelerator.print(f"Resuming from {folder}: step {step}, epoch {epoch}, batch {first_batch}.")
-    results_file = output_dir / "all_results.json"  # written last: with it, a run is finished
-    if step >= total_steps and results_file.exists():
-        accelerator.print(f"Nothing left to do: {step} of {total_steps} steps are done.")
-        return
-    latest = {}  # last means of each split
-    metrics_file = output_dir / "metrics.jsonl"
-    if is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        if used and not optimization.resume_from_checkpoint:
-            for old in output_dir.glob("checkpoint-*"):
-                shutil.rmtree(old)
-        results_file.unlink(missing_ok=True)
-        kept = [row for row in read_metrics(metrics_file) if row["step"] <= step] if step and metrics_file.exists() else []
-        metrics_file.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        for row in kept:
-            latest[row["split"]] = {name: value for name, value in row.items() if name.endswith(("loss", "baseline"))}
-    if trackers:
-        flat = {k: v for a in arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))}
-        accelerator.init_trackers(optimization.run_name or "atomica", config=flat)
+    def _ask(self, number, frame):
+        self.asked = True
 
-    def log(split, means):
-        latest[split] = means
-        row = {"step": step, "epoch": epoch, "split": split, **means}
-        if split == "train":
-            row["learning_rate"] = optimizer.param_groups[0]["lr"]
-        if is_main:
-            with open(metrics_file, "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-        if trackers:
-            accelerator.log({f"{split}/{name}": value for name, value in row.items() if isinstance(value, float)}, step=step)
+    def __exit__(self, *exception):
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
 
-    def validate():
-        model.eval()
-        meter = LossMeter(log_frequencies)
-        with torch.no_grad():
-            for batch in tqdm(validation_loader, desc="Validating", disable=not is_main, leave=False):
-                batch = {name: value.to(accelerator.device) for name, value in batch.items()}
-                meter.add(model(**batch), batch)
-        model.train()
-        means = meter.means(accelerator)
-        log("validation", means)
-        accelerator.print(f"step {step} validation: loss {means['loss']:.3f} {short(means)}")
 
-    started, first_step = time.time(), step
-    bar = tqdm(total=total_steps, initial=step, desc="Pretraining", disable=not is_main, unit="step", dynamic_ncols=True)
-    model.train()
-    meter = LossMeter(log_frequencies)
-    while step < total_steps:
-        sampler.epoch, sampler.first_batch = epoch, first_batch
-        num_batches = len(sampler)
-        for number, batch in enumerate(train_loader, first_batch + 1):
-            last_of_epoch = number == num_batches
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
-            window = min(accumulation, num_batches - (number - 1) // accumulation * accumulation)
-            is_step = number % accumulation == 0 or last_of_epoch
-            with nullcontext() if is_step else accelerator.no_sync(model):
-                output = model(**batch)
-                accelerator.backward(output.loss / window)
-            meter.add(output, batch)
-            if not is_step:
-                continue
-            accelerator.clip_grad_norm_(model.parameters(), optimization.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            step += 1
-            bar.update()
-            if step % optimization.logging_steps == 0 or step == total_steps:
-                means = meter.means(accelerator)
-                if not math.isfinite(means["loss"]):
-                    raise UsageError(f"The loss is {means['loss']} at step {step}; try a smaller --learning_rate.")
-                log("train", means)
-                bar.set_postfix_str(f"loss {means['loss']:.2f} {short(means)}")
-                meter = LossMeter(log_frequencies)
-            at_epoch_end = last_of_epoch or step == total_steps
-            if validation_loader is not None and (
-                (optimization.eval_steps and step % optimization.eval_steps == 0)
-                or (at_epoch_end and not optimization.eval_steps)
-                or step == total_steps
-            ):
-                validate()
-            every = optimization.checkpointing_steps
-            if step % every == 0 if every else at_epoch_end:
-                if not all(p.isfinite().all() for p in model.parameters()):
-                    raise UsageError(f"Weights are not finite after step {step}; try a smaller --learning_rate.")
-                state = {"step": step, "epoch": epoch + last_of_epoch, "batch": 0 if last_of_epoch else number}
-                save_checkpoint(accelerator, state, settings, output_dir, optimization.save_total_limit)
-            if step == total_steps:
-                break
-        epoch, first_batch = epoch + 1, 0
-    bar.close()
-    accelerator.wait_for_everyone()
-    if is_main:
-        final = accelerator.unwrap_model(model)
-        final.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
-        counts = {
-            "train": len(train), "validation": 0 if validation is None else len(validation), "steps": step,
-            "processes": accelerator.num_processes, "device": str(accelerator.device.type),
+# the run ----------------------------------------------------------------------------------------------------------------
+
+
+def windows(batches, size):
+    """Iterator of batches -> (at most `size` of them, whether more follow, seconds waited for them), without end."""
+    waited = 0.0
+
+    def take():
+        nonlocal waited
+        started = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - started
+        return batch
+
+    ahead = take()
+    while True:
+        window = []
+        while ahead is not None and len(window) < size:
+            window.append(ahead)
+            ahead = take()
+        yield window, ahead is not None, waited
+        waited = 0.0
+
+
+@dataclasses.dataclass
+class Agreement:
+    """What all processes know of a step before it is made."""
+
+    totals: dict  # what each loss is divided by
+    batches: int  # most of one process
+    more: bool  # whether any has more
+    stop: bool  # whether any was asked to stop
+
+
+class Pretraining:
+    """One run: its model, data, optimizer and place, and what is done each step."""
+
+    def __init__(self, accelerator, arguments, model, processor, data):
+        self.accelerator, self.arguments, self.processor, self.data = accelerator, arguments, processor, data
+        _, _, puzzle, optimization = arguments
+        self.options, self.output_dir = optimization, Path(optimization.output_dir)
+        self.dtype = getattr(torch, arguments[0].dtype)
+        self.config = model.config
+        self.losses = losses_of(model.config)
+        self.objectives = {name: w for name in OBJECTIVES if (w := getattr(optimization, f"{name}_weight"))}
+        self.loss_weights = {name: getattr(model.config, f"{name}_loss_weight") for name in self.losses}
+        self.complex_losses = ComplexLosses(self.losses, puzzle.torsion_noise, data.log_frequencies)
+        self.total_steps = optimization.max_train_steps or math.ceil(optimization.num_train_epochs * self.steps_per_epoch())
+        model = model.to(self.dtype)
+        self.ema = make_ema(model, optimization.ema_decay).to(accelerator.device) if optimization.ema_decay else None
+        optimizer = torch.optim.AdamW(parameter_groups(model, optimization.weight_decay), lr=optimization.learning_rate)
+        self.scheduler = make_scheduler(optimizer, optimization, self.total_steps)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.guard = Guard(optimization.max_skipped_steps, optimization.spike_factor)
+        self.meter = self.new_meter({**self.loss_weights, **self.objectives}, tuple(self.objectives))
+        self.step = self.epoch = self.first_step = 0
+        self.position = data.train.start
+        self.seconds, self.stopped, self.latest = 0.0, False, {}  # latest: last means of each split
+        self.metrics = MetricsFile(self.output_dir / METRICS_FILE)
+        self.filler = None
+
+    @property
+    def plain_model(self):
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def final_model(self):
+        """What is validated and saved in the end."""
+        return self.ema.module if self.options.save_ema else self.plain_model
+
+    def new_meter(self, loss_weights, objectives=()):
+        return Meter(self.losses, loss_weights, self.data.modalities, self.accelerator.device, objectives)
+
+    def steps_per_epoch(self):
+        if self.options.max_train_steps:
+            return None
+        per_step = self.accelerator.num_processes * self.options.gradient_accumulation_steps
+        return math.ceil(self.data.train.sampler.num_batches() / per_step)
+
+    # beginning and resuming
+
+    def settings(self):
+        """What must be the same in the run that is resumed."""
+        parts = {
+            f"config.{k}": v for k, v in self.config.to_dict().items()
+            if k.endswith(("_size", "_layers", "_neighbors", "_loss_weight", "_dropout_prob")) or k.startswith("use_")
         }  # fmt: skip
-        card = model_card(arguments, final, counts, latest, time.time() - started)
-        (output_dir / "README.md").write_text(card, encoding="utf-8")
-        picture = plot_losses(metrics_file, output_dir / "losses.png")
-        results = {"steps": step, "new_steps": step - first_step, **latest}
-        results_file.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        print(
-            f"Saved the model, processor and tokenizer in {output_dir}"
-            + (f"; losses over steps in {picture}." if picture else ".")
-        )
-        for split, means in latest.items():
-            print(f"  {split}: loss {means['loss']:.3f}; each loss / predict nothing: {short(means)}")
-        if optimization.push_to_hub:
-            push(output_dir, optimization)
-    accelerator.end_training()
+        parts |= dataclasses.asdict(self.arguments[2])
+        parts |= {name: getattr(self.options, name) for name in SAME_WHEN_RESUMED}
+        parts |= {"train_examples": self.data.num_train, "processes": self.accelerator.num_processes}
+        return parts | self.data.identity | {"dtype": self.arguments[0].dtype}
+
+    def begin(self, begun):
+        """Makes the output folder, or goes on from a checkpoint; `begun` says whether there was a run in it before."""
+        resumed = self.options.resume_from_checkpoint
+        nothing_yet = resumed == "latest" and begun and not checkpoints(self.output_dir)
+        if nothing_yet:
+            self.accelerator.print(f"{self.output_dir}: no checkpoint was written yet; starting from the beginning.")
+        elif resumed:
+            self.load_checkpoint()
+        if self.accelerator.is_main_process and not self.is_finished():
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(self.output_dir)
+            for later in checkpoints(self.output_dir):
+                if number_of(later) > self.step or not resumed:
+                    print(f"{later} is removed: this run is at step {self.step}.") if resumed else None
+                    remove(later)
+            (self.output_dir / RESULTS_FILE).unlink(missing_ok=True)
+            for row in self.metrics.keep_until(self.step):
+                if row["split"] != "skipped":
+                    self.latest[row["split"]] = means_of(row)
+        if self.accelerator.log_with and not self.is_finished():
+            flat = {
+                k: v for a in self.arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))
+            }
+            self.accelerator.init_trackers(self.options.run_name or "atomica", config=flat)
+
+    def load_checkpoint(self):
+        chosen = [None]
+        if self.accelerator.is_main_process:
+            chosen = [str(find_checkpoint(self.options.resume_from_checkpoint, self.output_dir))]
+        folder = Path(broadcast_object_list(chosen)[0])
+        state, tensors = read_checkpoint(folder, self.settings())
+        self.plain_model.load_state_dict(tensors["model"])
+        raw = self.optimizer.optimizer
+        load_optimizer_tensors(self.plain_model, raw, tensors["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(tensors["ema"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        for group, rate in zip(raw.param_groups, state["scheduler"]["_last_lr"]):
+            group["lr"] = rate
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.guard.load(state["guard"])
+        rank = self.accelerator.process_index
+        self.meter.load(state["meters"][rank])
+        self.position = state["positions"][rank]
+        self.step = self.first_step = state["step"]
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.accelerator.print(f"Resuming from {folder}: step {self.step}, epoch {self.epoch}, position {self.position}.")
+
+    def is_finished(self):
+        return self.step >= self.total_steps and (self.output_dir / RESULTS_FILE).exists()
+
+    def save_checkpoint(self):
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            raise UsageError(f"Weights are not finite after step {self.step}; try a smaller --learning_rate.")
+        meters, positions = gather_object([self.meter.state()]), gather_object([self.position])
+        if self.accelerator.is_main_process:
+            scaler, model = self.accelerator.scaler, self.plain_model
+            tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self.optimizer.optimizer)}
+            if self.ema is not None:
+                tensors["ema"] = self.ema.state_dict()
+            state = {
+                "step": self.step, "epoch": self.epoch, "positions": positions, "meters": meters, "seconds": self.seconds,
+                "scheduler": self.scheduler.state_dict(), "scaler": scaler.state_dict() if scaler else None,
+                "guard": self.guard.state(), "settings": self.settings(),
+            }  # fmt: skip
+            write_checkpoint(self.output_dir, tensors, state, self.options.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    # training
+
+    def train(self):
+        self.started, self.watch = time.time(), Stopwatch()
+        self.bar = tqdm(
+            total=self.total_steps, initial=self.step, desc="Pretraining", disable=not self.accelerator.is_main_process,
+            unit="step", dynamic_ncols=True,
+        )  # fmt: skip
+        self.model.train()
+        with Termination() as self.termination:
+            while self.step < self.total_steps and not self.stopped:
+                self.train_epoch()
+        self.bar.close()
+
+    def train_epoch(self):
+        batches = self.data.train.batches(self.epoch, self.position)
+        for window, more, waited in windows(batches, self.options.gradient_accumulation_steps):
+            agreed = self.agree(window, more)
+            norm = self.make_step(window, agreed) if agreed.batches else None
+            for batch in window:
+                self.position = self.data.train.after(self.position, batch)
+            if agreed.batches:
+                self.watch.add(window, waited)
+                self.after_step(norm, agreed)
+            if not agreed.more or self.stopped or self.step == self.total_steps:
+                return
+
+    def agree(self, window, more):
+        """Adds up over processes what the losses of the next step are divided by."""
+        names = (*self.losses, "complexes")
+        weights = [sum(batch.weights[name] for batch in window) for name in self.losses]
+        mine = [*weights, sum(batch.num_complexes for batch in window), len(window), more, self.termination.asked]
+        every = [mine]
+        if self.accelerator.num_processes > 1:
+            every = self.accelerator.gather(torch.tensor(every, dtype=torch.float64, device=self.accelerator.device)).tolist()
+        *totals, batches, mores, stops = zip(*every)
+        return Agreement(dict(zip(names, map(sum, totals))), int(max(batches)), any(mores), any(stops))
+
+    def make_step(self, window, agreed):
+        """One optimizer step over the batches of all processes; returns the norm of its gradient."""
+        seen = []
+        for number in range(agreed.batches):
+            is_real = number < len(window)
+            batch = window[number] if is_real else self.filler_batch()
+            batch = batch.to(self.accelerator.device, self.dtype)
+            # so that dropout, too, does not depend on where a run was resumed
+            place = [self.options.seed, self.step, self.accelerator.process_index, number]
+            torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+            with nullcontext() if number + 1 == agreed.batches else self.accelerator.no_sync(self.model):
+                loss, measures = self.loss(batch, agreed.totals, is_real)
+                # DDP takes the mean over processes, and the loss is already divided by the counts of all
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            if is_real:
+                seen.append((batch, measures))
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))
+        reason = self.guard.reason_to_skip(norm)
+        if reason is None:
+            for batch, measures in seen:
+                self.meter.add(measures, batch.modalities)
+        else:
+            self.optimizer.zero_grad()  # without gradients the step changes nothing, but the scaler of fp16 learns of it
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None and reason is None:
+            self.ema.update_parameters(self.plain_model)
+        self.step += 1
+        if reason is not None:
+            self.say_skipped(reason, norm, seen)
+        return norm
+
+    def filler_batch(self):
+        """For a process that has no batch left: what it adds to the loss is zero, but it takes part."""
+        if self.filler is None:
+            self.filler = self.data.train.filler()
+        return self.filler
+
+    def loss(self, batch, totals, is_real):
+        """-> (part of the loss of the step that this batch gives, measures of its complexes)."""
+        output = self.model(**batch.inputs)
+        values = self.complex_losses.losses(output, batch.inputs)
+        measures = self.complex_losses.measures(output, batch.inputs, values)
+        loss = 0.0 * output.pooler_output.sum()  # distributed training wants every parameter in the graph
+        for name, weight in self.loss_weights.items():
+            loss = loss + weight * values[name].sum() / max(totals[name], 1.0)
+        vectors = output.pooler_output if is_real else output.pooler_output[:0]
+        for name, weight in self.objectives.items():
+            value = self.objective(name, batch.view, vectors)
+            loss = loss + weight * value.sum() / max(totals["complexes"], 1.0)
+            measures[f"{name}_loss"] = (value.detach(), torch.ones_like(value))
+        return loss if is_real else 0.0 * loss, measures
+
+    def objective(self, name, view, vectors):
+        """InfoNCE or self-distillation between `vectors` and those of the other view of the same complexes."""
+        with self.accelerator.autocast():
+            if name == "contrastive":
+                other = self.plain_model.atomica(**inputs_of(view)).pooler_output[: len(vectors)]
+                return info_nce(vectors, other, self.options.contrastive_temperature)
+            with torch.no_grad():
+                teacher = self.ema.module.atomica(**inputs_of(view)).pooler_output[: len(vectors)]
+            return disagreement(vectors, teacher)
+
+    def total_of_each(self, measures):
+        """Weighted sum of the losses of each complex; of masked blocks, the mean."""
+        parts = [self.loss_weights[n] * measures[f"{n}_loss"][0] / measures[f"{n}_loss"][1].clamp_min(1) for n in self.losses]
+        return torch.stack(parts).sum(0).detach()
+
+    def say_skipped(self, reason, norm, seen):
+        """Names the complexes that are to blame, or else those with the largest losses, and stops if this has no end."""
+        mine = [pair for batch, measures in seen for pair in zip(batch.names, self.total_of_each(measures).tolist())]
+        found = gather_object(mine)
+        bad = [pair for pair in found if not math.isfinite(pair[1])]
+        bad = bad or sorted(found, key=lambda pair: -pair[1])[:3]
+        names = ", ".join(name for name, _ in bad[:10])
+        if self.accelerator.is_main_process:
+            row = {"step": self.step, "epoch": self.epoch, "split": "skipped", "reason": reason, "gradient_norm": str(norm)}
+            self.metrics.add({**row, "examples": [name for name, _ in bad]})
+            print(f"Step {self.step} was skipped: the gradient is {reason} (norm {norm:.3g}); see {names}.")
+        if self.guard.exhausted:
+            raise UsageError(
+                f"{self.guard.in_a_row} steps in a row were skipped until step {self.step}, the last because its gradient was "
+                f"{reason} (examples: {names}); try a smaller --learning_rate, or --max_skipped_steps."
+            )
+
+    def after_step(self, norm, agreed):
+        """Logs, validates and saves where it is time to; then the place is that of the next step."""
+        options, done = self.options, self.step == self.total_steps
+        self.bar.update()
+        if self.step % options.logging_steps == 0 or done:
+            self.log_training(norm)
+        at_epoch_end = not agreed.more or done
+        if self.data.validation is not None and (
+            (options.eval_steps and self.step % options.eval_steps == 0) or (at_epoch_end and not options.eval_steps) or done
+        ):
+            self.validate()
+        if not agreed.more:
+            self.epoch, self.position = self.epoch + 1, self.data.train.start
+        self.stopped = agreed.stop and not done
+        every = options.checkpointing_steps
+        if (self.step % every == 0 if every else at_epoch_end) or self.stopped:
+            now = time.time()
+            self.seconds, self.started = self.seconds + now - self.started, now
+            self.save_checkpoint()
+
+    def log_training(self, norm):
+        means = self.meter.means(self.accelerator)
+        self.meter.reset()
+        speed = self.watch.row(self.accelerator, self.total_steps - self.step)
+        rate = self.optimizer.param_groups[0]["lr"]
+        more = {"learning_rate": rate, "gradient_norm": norm if math.isfinite(norm) else None, "skipped": self.guard.skipped}
+        self.log("train", means, {**more, **speed})
+        self.bar.set_postfix_str(f"loss {means['loss']:.2f} {short(means)} {speed['complexes_per_second']:.0f} complexes/s")
+
+    def log(self, split, means, more=None):
+        self.latest[split] = means
+        row = {"step": self.step, "epoch": self.epoch, "split": split, **means, **(more or {})}
+        if self.accelerator.is_main_process:
+            self.metrics.add(row)
+        if self.accelerator.log_with:
+            values = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, float)}
+            self.accelerator.log(values, step=self.step)
+
+    @torch.no_grad()
+    def validate(self):
+        """The losses on the validation data, always with the same puzzles."""
+        meter, model = self.new_meter(self.loss_weights), self.final_model
+        model.eval()
+        batches = self.data.validation.batches(0, self.data.validation.start)
+        for batch in tqdm(batches, desc="Validating", disable=not self.accelerator.is_main_process, leave=False):
+            batch = batch.to(self.accelerator.device, self.dtype)
+            with self.accelerator.autocast():
+                output = model(**batch.inputs)
+            values = self.complex_losses.losses(output, batch.inputs)
+            meter.add(self.complex_losses.measures(output, batch.inputs, values), batch.modalities)
+        self.model.train()
+        means = meter.means(self.accelerator)
+        self.log("validation", means)
+        self.accelerator.print(f"step {self.step} validation: loss {means['loss']:.3f} {short(means)}")
+
+    # the end
+
+    def finish(self):
+        """Saves the final model with its card, picture and results."""
+        self.accelerator.wait_for_everyone()
+        self.seconds += time.time() - self.started
+        if self.accelerator.is_main_process:
+            self.save_model()
+            picture = plot_losses(self.metrics.rows(), self.output_dir / "losses.png")
+            results = {
+                "steps": self.step, "new_steps": self.step - self.first_step, "skipped_steps": self.guard.skipped,
+                **self.latest,
+            }  # fmt: skip
+            write_text(self.output_dir / RESULTS_FILE, json.dumps(results, indent=1))
+            where = f"; losses over steps in {picture}." if picture else "."
+            print(f"Saved the model, processor and tokenizer in {self.output_dir}{where}")
+            print("\n".join(table(self.latest)))
+            if self.options.push_to_hub:
+                push(self.output_dir, self.options)
+
+    def close(self):
+        """Lets go of DDP before its process group: in the other order the two can wait for each other without end."""
+        self.accelerator.wait_for_everyone()
+        self.model = self.plain_model
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
+
+    def save_model(self):
+        temporary = self.output_dir / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.final_model.save_pretrained(temporary)
+        self.processor.save_pretrained(temporary)
+        counts = {
+            "train": self.data.num_train, "validation": self.data.num_validation, "steps": self.step,
+            "processes": self.accelerator.num_processes, "device": str(self.accelerator.device.type),
+            "skipped": self.guard.skipped,
+        }  # fmt: skip
+        write_text(temporary / "README.md", model_card(self.arguments, self.final_model, counts, self.latest, self.seconds))
+        for file in temporary.iterdir():
+            os.replace(file, self.output_dir / file.name)
+        temporary.rmdir()
+
+
+def inputs_of(view):
+    """What `AtomicaModel` takes, of a perturbed batch."""
+    names = ("input_ids", "attention_mask", "token_type_ids", "atom_ids", "atom_to_block", "positions", "modality_ids",
+             "block_features", "graph")  # fmt: skip
+    return {name: view[name] for name in names if name in view}
 
 
 def push(output_dir, optimization):
@@ -820,6 +588,35 @@ def push(output_dir, optimization):
         commit_message="Upload model",
     )  # fmt: skip
     print(f"Uploaded to {repository}.")
+
+
+def main(argv=None):
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv, __doc__)
+    model_arguments, data_arguments, puzzle, optimization = arguments
+    check_output(optimization)
+    output_dir = Path(optimization.output_dir)
+    begun = output_dir.is_dir()
+    accelerator = make_accelerator(optimization)
+    set_seed(optimization.seed)
+    processor = load_processor(model_arguments)
+    model = load_model(model_arguments, puzzle.task, processor)
+    collators = make_collators(puzzle, data_arguments, optimization, model.config)
+    if model_arguments.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    data = load_training_data(
+        data_arguments, optimization.seed, processor, model.config, accelerator, output_dir / "data", collators
+    )
+    run = Pretraining(accelerator, arguments, model, processor, data)
+    run.begin(begun)
+    if run.is_finished():
+        accelerator.print(f"Nothing left to do: {run.step} of {run.total_steps} steps are done.")
+    else:
+        run.train()
+        if run.stopped:
+            accelerator.print(f"Stopped by SIGTERM at step {run.step}; go on with --resume_from_checkpoint latest.")
+        else:
+            run.finish()
+    run.close()
 
 
 if __name__ == "__main__":

@@ -206,6 +206,24 @@ def test_cropping_keeps_the_interface_and_consistent_indices(processor, shared):
         assert np.allclose(puzzle.positions[central], puzzle.positions[atoms].mean(0))
 
 
+def test_cropping_to_so_many_atoms_keeps_what_is_nearest(processor):
+    example = processor.encode(processor.read(("NCCCCCCCCCCC(=O)NCCCCCCCC(=O)O", "c1ccccc1O"))[0])
+    assert len(example["atom_ids"]) > 30
+    for limit in (30, 20, 14):
+        puzzle = Puzzle(example)
+        puzzle.crop(256, rng(), limit)
+        assert len(puzzle.atom_ids) <= limit and puzzle.num_segments == 2
+        assert set(puzzle.atom_to_block.tolist()) == set(range(len(puzzle.input_ids)))
+        atoms = [puzzle.positions[puzzle.atoms_of(segment)[0]] for segment in (0, 1)]
+        kept = np.linalg.norm(atoms[0][:, None] - atoms[1], axis=-1).min()
+        whole = Puzzle(example)
+        all_atoms = [whole.positions[whole.atoms_of(segment)[0]] for segment in (0, 1)]
+        assert np.isclose(kept, np.linalg.norm(all_atoms[0][:, None] - all_atoms[1], axis=-1).min())
+    untouched = Puzzle(example)
+    untouched.crop(256, rng(), len(example["atom_ids"]))
+    assert len(untouched.atom_ids) == len(example["atom_ids"])
+
+
 def test_bad_settings_and_positions_are_named(examples):
     with pytest.raises(ValueError, match="'guess'.*pretrain_gaussian"):
         AtomicaPreTrainingCollator("guess")

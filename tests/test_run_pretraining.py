@@ -4,14 +4,18 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, run
 from safetensors.torch import load_file
 
 import run_pretraining
-from atomica_hf import AtomicaForPreTraining, StructureError
-from run_pretraining import SizedBatchSampler, UsageError
+from atomica_hf import AtomicaForPreTraining, AtomicaPreTrainingCollator, AtomicaProcessor, StructureError
+from prepare_dataset import load_prepared, prepare
+from pretraining_arguments import UsageError
 
 
 TINY = ["--hidden_size", 8, "--atom_hidden_size", 8, "--edge_size", 8, "--num_hidden_layers", 2, "--max_blocks_per_batch", 12]
@@ -45,7 +49,7 @@ def finished(molecules, tmp_path_factory):
 def test_the_launched_script_says_what_it_did(finished):
     output, done = finished
     assert "7 kept, 1 left out" in done.stdout and "open ring" in done.stdout
-    assert "torsion" in done.stdout and "predict nothing" in done.stdout
+    assert "mask loss" in done.stdout and "predict nothing" in done.stdout
     assert sorted(p.name for p in output.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     expected = {
         "config.json", "model.safetensors", "tokenizer_config.json", "vocab.json", "processor_config.json", "README.md",
@@ -60,7 +64,7 @@ def test_the_launched_script_says_what_it_did(finished):
         assert all(np.isfinite(row[f"{name}_loss"]) and row[f"{name}_baseline"] >= 0 for row in train)
     assert any(row["split"] == "validation" for row in rows)
     card = (output / "README.md").read_text()
-    assert "few.csv" in card and "| torsion |" in card and str(output.parent) not in card
+    assert "few.csv" in card and "| mask |" in card and str(output.parent) not in card
     assert list(output.glob("**/events.out.tfevents*"))
 
 
@@ -92,7 +96,7 @@ def test_resuming_gives_the_weights_of_the_undisturbed_run(finished, molecules):
     options = command(molecules, output, *SIX_STEPS, "--resume_from_checkpoint", "latest", "--dataloader_num_workers", 1)
     done = run("run_pretraining.py", *options)
     assert done.returncode == 0, done.stderr
-    assert "step 4, epoch 1, batch 1" in done.stdout  # in the middle of an epoch
+    assert "step 4, epoch 1, position 1" in done.stdout  # in the middle of an epoch
     resumed = load_file(output / "model.safetensors")
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert [json.loads(x)["step"] for x in (output / "metrics.jsonl").read_text().splitlines() if '"train"' in x] == [
@@ -134,7 +138,7 @@ def test_a_configuration_without_weights_is_no_model_to_start_from(molecules, tm
 
 def test_damaged_checkpoints_and_json_files_are_named(finished, molecules, tmp_path):
     output, _ = finished
-    for file in ("model.safetensors", "trainer_state.json", "optimizer.bin"):
+    for file in ("model.safetensors", "trainer_state.json", "optimizer.safetensors", "sha256.json"):
         copy = tmp_path / file / "checkpoint-6"
         shutil.copytree(sorted(output.glob("checkpoint-*"))[-1], copy)
         (copy / file).write_bytes((copy / file).read_bytes()[:100])
@@ -149,9 +153,8 @@ def test_damaged_checkpoints_and_json_files_are_named(finished, molecules, tmp_p
 
 def test_accelerate_and_torchrun(molecules, tmp_path):
     options = command(molecules, tmp_path / "a", "--max_train_steps", 2, "--task", "masking")
-    done = run(
-        "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", 1, "run_pretraining.py", *options
-    )
+    launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", ROOT / "docs" / "accelerate" / "cpu.yaml"]
+    done = run(*launch, "run_pretraining.py", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     options = command(molecules, tmp_path / "b", "--max_train_steps", 3, "--task", "pretrain_gaussian")
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517, "run_pretraining.py"]
@@ -160,6 +163,13 @@ def test_accelerate_and_torchrun(molecules, tmp_path):
     card = (tmp_path / "b" / "README.md").read_text()
     assert "2 process(es)" in card and done.stdout.count("Saved the model") == 1
     assert AtomicaForPreTraining.from_pretrained(tmp_path / "b").config.use_atom_noise
+
+
+def test_the_shipped_configurations_are_ones_of_accelerate():
+    found = {path.stem: load_config_from_file(str(path)) for path in (ROOT / "docs" / "accelerate").glob("*.yaml")}
+    assert {name: (one.num_machines, one.num_processes, one.use_cpu) for name, one in found.items()} == {
+        "cpu": (1, 1, True), "one_gpu": (1, 1, False), "eight_gpus": (1, 8, False), "four_nodes": (4, 32, False),
+    }  # fmt: skip
 
 
 def test_atomicas_command_line_is_understood(molecules, tmp_path):
@@ -202,6 +212,14 @@ def test_options_from_a_json_file_and_a_model_to_start_from(finished, molecules,
         (["--resume_from_checkpoint", "latest"], UsageError, ["no complete checkpoint"]),
         (["--validation_split_percentage", "100"], UsageError, ["validation_split_percentage", "100"]),
         (["--eval_steps", "1"], UsageError, ["--eval_steps", "--validation_file"]),
+        (["--ema_decay", "1"], UsageError, ["--ema_decay", "1.0", "between 0 and 1"]),
+        (["--save_ema"], UsageError, ["--save_ema", "--ema_decay"]),
+        (["--cycle_steps", "5", "--lr_scheduler_type", "linear"], UsageError, ["--cycle_steps", "cosine_with_restarts"]),
+        (["--spike_factor", "0.5"], UsageError, ["--spike_factor", "0.5"]),
+        (["--max_atoms_per_batch", "0"], UsageError, ["--max_atoms_per_batch", "0"]),
+        (["--streaming"], UsageError, ["few.csv", "prepare_dataset.py"]),
+        (["--streaming", "--balance_modalities"], UsageError, ["--balance_modalities", "--streaming"]),
+        (["--balance_modalities"], UsageError, ["--balance_modalities", "modality_ids"]),
         (["--seed", "-1"], UsageError, ["--seed", "-1"]),
         (["--report_to", "nonsense"], UsageError, ["nonsense"]),
         (["--max_blocks_per_example", "8", "--train_file", "many.smi"], UsageError, ["5 segments", "max_blocks_per_example"]),
@@ -244,29 +262,127 @@ def test_exit_codes_and_messages_of_the_script(tmp_path):
         assert done.returncode != 0 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-def test_batches_hold_every_example_once_and_split_evenly():
-    sizes = np.random.default_rng(0).integers(2, 90, size=301)
-    for processes in (1, 2, 4):
-        for epoch in (0, 1):
-            parts = []
-            for rank in range(processes):
-                sampler = SizedBatchSampler(sizes, 200, 7, True, processes, rank)
-                sampler.epoch = epoch
-                parts.append(list(sampler))
-                assert len(parts[-1]) == len(sampler)
-            assert len({len(part) for part in parts}) == 1
-            seen = [index for part in parts for batch in part for e, index in batch if e == epoch]
-            assert sorted(seen) == list(range(301))
-            for part in parts:
-                assert all(len(batch) * max(sizes[i] for _, i in batch) <= 200 for batch in part)
-    sampler = SizedBatchSampler(sizes, 200, 7)
-    first = list(sampler)
-    sampler.first_batch = 5
-    assert list(sampler) == first[5:]
-    sampler.first_batch, sampler.epoch = 0, 1
-    assert list(sampler) != first
-    with pytest.raises(UsageError, match="3 examples cannot be shared among 4"):
-        SizedBatchSampler([2, 2, 2], 10, 0, num_processes=4)
+@pytest.fixture(scope="module")
+def prepared(molecules, tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare([molecules], folder / "set", processor, progress=False)
+    return folder / "set"
+
+
+def last_row(output, split="train"):
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == split][-1]
+
+
+def test_a_poisoned_example_is_skipped_and_named(prepared, tmp_path, monkeypatch, capsys):
+    """One complex has positions that are not finite; everything else trains on."""
+    puzzle = AtomicaPreTrainingCollator.puzzle
+
+    def poisoned(self, example, rng):
+        found = puzzle(self, example, rng)
+        return {**found, "positions": found["positions"] * np.nan} if example["name"] == "glycerol" else found
+
+    monkeypatch.setattr(AtomicaPreTrainingCollator, "puzzle", poisoned)
+    output = tmp_path / "x"
+    options = command(prepared, output, "--num_train_epochs", 3, "--logging_steps", 1, "--learning_rate", 0.01)
+    run_pretraining.main(options)
+    skipped = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines() if '"skipped"' in line]
+    skipped = [row for row in skipped if row["split"] == "skipped"]
+    assert len(skipped) == 3 and {row["epoch"] for row in skipped} == {0, 1, 2}
+    assert all(row["examples"] == ["glycerol"] and row["reason"] == "not finite" for row in skipped)
+    assert "was skipped" in capsys.readouterr().out and last_row(output)["skipped"] == 3
+    assert all(weight.isfinite().all() for weight in load_file(output / "model.safetensors").values())
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in (output / "metrics.jsonl").read_text().splitlines()
+               if '"train"' in line)  # fmt: skip
+    assert "(3 skipped)" in (output / "README.md").read_text()
+    with pytest.raises(UsageError, match="1 steps in a row were skipped until step .*glycerol"):
+        run_pretraining.main(command(prepared, tmp_path / "y", "--num_train_epochs", 3, "--max_skipped_steps", 1))
+
+
+def test_the_running_mean_of_the_weights_is_saved_on_request(prepared, tmp_path, monkeypatch):
+    """Recomputed from the weights after every step."""
+    weights = []
+    step = run_pretraining.Pretraining.make_step
+
+    def and_keep(self, *arguments):
+        norm = step(self, *arguments)
+        weights.append({name: value.clone() for name, value in self.plain_model.state_dict().items()})
+        return norm
+
+    monkeypatch.setattr(run_pretraining.Pretraining, "make_step", and_keep)
+    options = ["--max_train_steps", 5, "--ema_decay", 0.8, "--save_ema", "--learning_rate", 0.01, "--validation_file", prepared]
+    run_pretraining.main(command(prepared, tmp_path / "x", *options))
+    saved = load_file(tmp_path / "x" / "model.safetensors")
+    for name, value in saved.items():
+        mean = weights[0][name]
+        for later in weights[1:]:
+            mean = 0.8 * mean + 0.2 * later[name]
+        assert torch.allclose(value, mean, atol=1e-7), name
+    assert any(not torch.allclose(saved[name], weights[-1][name]) for name in saved)
+    model = AtomicaForPreTraining.from_pretrained(tmp_path / "x")  # validated with the same weights
+    assert last_row(tmp_path / "x", "validation")["loss"] == pytest.approx(validation_loss(model, prepared), rel=1e-5)
+
+
+def validation_loss(model, prepared):
+    """Of all examples in one batch, with the puzzles of validation."""
+    dataset = load_prepared(prepared, AtomicaProcessor.from_pretrained(ROOT).tokenizer)
+    collator = AtomicaPreTrainingCollator(seed=1)
+    with torch.no_grad():
+        return float(model.eval()(**collator([{**row, "epoch": 0, "example_index": i} for i, row in enumerate(dataset)])).loss)
+
+
+def test_two_views_and_a_teacher_draw_views_of_a_complex_together(prepared, tmp_path):
+    """Each objective is lower in a training with it than in one where its weight is next to nothing."""
+    found = {}
+    for weights in ((1e-9, 1e-9), (1.0, 1e-9), (1e-9, 1.0)):
+        options = ["--contrastive_weight", weights[0], "--distillation_weight", weights[1], "--ema_decay", 0.9]
+        options += ["--max_train_steps", 16, "--learning_rate", 0.01, "--max_blocks_per_batch", 1000, "--logging_steps", 16]
+        run_pretraining.main(command(prepared, tmp_path / str(weights), *options))
+        found[weights] = last_row(tmp_path / str(weights))
+    without, contrastive, distilled = found.values()
+    assert contrastive["contrastive_loss"] < 0.97 * without["contrastive_loss"]
+    assert distilled["distillation_loss"] < 0.9 * without["distillation_loss"]
+
+
+def test_kinds_of_complexes_are_told_apart_and_balanced(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "kinds")
+    table = pq.read_table(tmp_path / "kinds" / "data-00000.parquet")
+    kinds = pa.array([0, None, 1, 0, 0, 0, 0])  # PP, none, PL
+    table = table.set_column(table.column_names.index("modality_ids"), "modality_ids", kinds)
+    pq.write_table(table, tmp_path / "kinds" / "data-00000.parquet")
+    report = json.loads((prepared / "read_report.json").read_text())
+    (tmp_path / "kinds" / "read_report.json").write_text(json.dumps({**report, "columns": ["modality_ids"]}))
+    found = {}
+    for name, more in (("plain", []), ("balanced", ["--balance_modalities"])):
+        options = command(tmp_path / "kinds", tmp_path / name, "--num_train_epochs", 4, "--logging_steps", 1000, *more)
+        run_pretraining.main([*options, "--validation_file", str(tmp_path / "kinds")])
+        row = last_row(tmp_path / name)
+        assert all(np.isfinite(row[f"mask_loss/{kind}"]) for kind in ("PP", "PL", "none"))
+        found[name] = row
+    held_out = last_row(tmp_path / "plain", "validation")
+    mean = np.average([held_out[f"mask_loss/{kind}"] for kind in ("PP", "PL", "none")], weights=[5, 1, 1])
+    assert mean == pytest.approx(held_out["mask_loss"])  # each of these molecules has one masked block
+    balanced = np.mean([found["balanced"][f"mask_loss/{kind}"] for kind in ("PP", "PL", "none")])
+    assert balanced == pytest.approx(found["balanced"]["mask_loss"], rel=0.2)
+
+
+def test_a_mix_a_stream_and_what_is_watched(molecules, prepared, tmp_path):
+    output = tmp_path / "mix"
+    weighted = ["--train_file", f"{molecules}:3", f"{prepared}:1", "--output_dir", output, *TINY, "--logging_steps", 4]
+    run_pretraining.main([str(x) for x in (*weighted, "--max_train_steps", 8, "--max_atoms_per_batch", 60)])
+    row = last_row(output)
+    assert row["complexes_per_second"] > 0 and row["atoms_per_second"] > row["complexes_per_second"]
+    assert 0 <= row["waiting"] <= 1 and row["memory_gib"] > 0.05 and row["eta_seconds"] == 0 and row["gradient_norm"] > 0
+    assert row["mask_perplexity"] == pytest.approx(np.exp(row["mask_loss"]))
+    assert 0 <= row["mask_top1"] <= row["mask_top5"] <= 1 and 0 < row["torsion_error_baseline"] < 90
+    output = tmp_path / "stream"
+    streamed = ["--train_file", prepared, "--output_dir", output, *TINY, "--streaming", "--max_train_steps", 9]
+    run_pretraining.main(
+        [str(x) for x in (*streamed, "--validation_file", molecules, "--lr_scheduler_type", "warmup_stable_decay")]
+    )
+    assert last_row(output)["epoch"] > 0 and last_row(output, "validation")["loss"] > 0
+    results = json.loads((output / "all_results.json").read_text())
+    assert results["steps"] == 9 and results["skipped_steps"] == 0
 
 
 def test_what_is_pushed_to_the_hub(finished, molecules, tmp_path, monkeypatch):
