@@ -787,9 +787,16 @@ class TensorProductConvolution(nn.Module):
             return _Convolution.apply(*fixed, *tensors, *parameters)
 
 
+_ROUNDING_UNITS = 128  # of features of size one: more than is left of sums that cancel, and of rounded coordinates
+
+
 class EquivariantLayerNorm(nn.Module):
     """Per irrep: 0e loses its channel mean; all are divided by the root of the mean square over channels and components, and
-    multiplied by a weight per channel; 0e gets a bias. Half-precision features are normalised in single precision."""
+    multiplied by a weight per channel; 0e gets a bias. Half-precision features are normalised in single precision.
+
+    Features that are zero by symmetry, as those of a planar molecule that change sign under reflection, come as rounding
+    errors, which the division would enlarge from layer to layer. What is near the rounding unit is therefore taken as zero.
+    """
 
     def __init__(self, irreps, eps: float = 1e-5):
         super().__init__()
@@ -807,11 +814,14 @@ class EquivariantLayerNorm(nn.Module):
     def forward(self, x):
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = self.weight.to(dtype).split([irrep.multiplicity for irrep in self.irreps])
+        least = (_ROUNDING_UNITS * torch.finfo(dtype).eps) ** 2
         out = []
         for part, irrep, weight in zip(split_irreps(x.to(dtype), self.irreps), self.irreps, weights):
             if irrep.name == "0e":
                 part = part - part.mean(-1, keepdim=True)
-            part = part * (part.pow(2).mean((-1, -2), keepdim=True) + self.eps).rsqrt() * weight
+            square = part.pow(2).mean((-1, -2), keepdim=True)
+            is_more_than_rounding = 1 / (1 + (least / square.clamp_min(1e-6 * least)).pow(3))
+            part = part * ((square + self.eps).rsqrt() * is_more_than_rounding) * weight
             if irrep.name == "0e":
                 part = part + self.bias.to(dtype)
             out.append(part.flatten(-2))
