@@ -27,6 +27,7 @@ def parse_smiles(smiles, name):
         Chem.SanitizeMol(mol)
     except (Chem.MolSanitizeException, ValueError) as error:
         raise StructureError("smiles_chemistry", f"{name}: {smiles!r} cannot be sanitised: {error}.") from error
+    Chem.AssignStereochemistry(mol, cleanIt=True, force=True)  # else conformers of polyenes take minutes
     _refuse_dummies(mol, name)
     return mol
 

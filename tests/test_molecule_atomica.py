@@ -210,3 +210,10 @@ def test_binary_cif(shared):
     (binary,) = read_structures(shared / "data/awkward/biopython/3jqh.bcif.gz")
     (text,) = read_structures(shared / "data/awkward/biopython/3JQH.cif")
     assert [str(c.origin) for c in binary.segments[0]] == [str(c.origin) for c in text.segments[0]]
+
+
+def test_molecules_with_many_double_bonds_are_built(processor):
+    """Without their stereo set beforehand RDKit looks for a minute for one of these."""
+    (structure,) = processor.read(r"CC/C=C\C/C=C\C/C=C\C/C=C\C/C=C\C/C=C\CCC(=O)O")
+    example = processor.encode(structure)
+    assert len(example["atom_ids"]) == 25
