@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPE = {
     "task": "pretrain_torsion_masking", "hidden_size": 16, "atom_hidden_size": 16, "edge_size": 16, "num_hidden_layers": 2,
     "rotation_loss_weight": 1.0,
-    "translation_noise": 2.0, "rotation_noise": 2.0, "max_rotation": 1.0, "max_blocks_per_batch": 300, "learning_rate": 0.01,
+    "translation_noise": 2.0, "rotation_noise": 2.0, "max_rotation": 1.0, "max_blocks_per_batch": 300, "learning_rate": 0.005,
     "num_warmup_steps": 50, "max_grad_norm": 2.0, "checkpointing_steps": 400, "seed": 0,
 }  # fmt: skip
 LOSSES = ("torsion", "translation", "rotation", "mask")
