@@ -20,10 +20,12 @@ solubility: .venv/.ready
 	$(BIN)/python examples/solubility.py --output_dir solubility-output
 
 test: .venv/.ready-tests
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow and not forks"
+	$(BIN)/python -m pytest -q -m "forks and not slow"
 
 slow: .venv/.ready-tests
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m "slow and not forks"
+	$(BIN)/python -m pytest -q -m "slow and forks"
 
 check: .venv/.ready-tests
 	$(BIN)/python -m ruff check .

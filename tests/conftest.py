@@ -22,6 +22,16 @@ SHARED = Path(os.environ.get("ATOMICA_SHARED", ROOT.parent / "shared"))
 INPUTS = ("CC(=O)Oc1ccccc1C(=O)O", ("CCO", "c1ccccc1O"), "CC(N)C(=O)O", ("CC(=O)NC", "O"), "[Na+]", ("OCC", "O", "[Cl-]"))
 
 
+@pytest.hookimpl(trylast=True)  # when -m has chosen
+def pytest_collection_modifyitems(items):
+    forking = [item for item in items if "forks" in item.keywords]
+    if len(forking) == len(items):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        return torch.set_num_threads(1)
+    for item in forking:
+        item.add_marker(pytest.mark.skip(reason="forks, which other tests' threads do not bear: pytest -m forks"))
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder with real data and reference values, beside the repository or at $ATOMICA_SHARED."""

@@ -20,9 +20,14 @@ import run_pretraining
 TINY = ["--hidden_size", 8, "--atom_hidden_size", 8, "--edge_size", 8, "--num_hidden_layers", 2]
 MOLECULES = ["CC(=O)Oc1ccccc1C(=O)O", "Oc1ccccc1.O", "CCO", "[Na+]", "CC(N)C(=O)O", "OCC(O)CO", "Cc1ccccc1", "[Na+].[Cl-]"]
 MOLECULES += ["CCCCO.CC(N)=O", "CCOC(=O)CC", "[K+]", "NCCc1ccccc1"]
-needs_fork = pytest.mark.skipif(
-    sys.platform != "linux" or torch.accelerator.is_available(), reason="forks, which only Linux without an accelerator bears"
-)
+
+
+def needs_fork(test):
+    """Mark of tests that begin runs; `conftest.py` lets them run only without others, whose threads a fork would miss."""
+    bears_it = sys.platform == "linux" and not torch.accelerator.is_available()
+    return pytest.mark.forks(
+        pytest.mark.skipif(not bears_it, reason="forks, which only Linux without an accelerator bears")(test)
+    )
 
 
 def molecules_file(folder):
