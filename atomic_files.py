@@ -31,3 +31,13 @@ def write_table(path, rows):
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def save_figure(figure, path, dpi=120):
+    """Writes a figure of matplotlib, and closes it."""
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    pyplot.close(figure)

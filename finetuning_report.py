@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from atomic_files import replacing, write_table, write_text
+from atomic_files import save_figure, write_table, write_text
 from baselines import BASELINES, mean_prediction, predict_baseline
 from metrics_atomica import CLASSES, MULTI_LABEL, PRIMARY, REGRESSION, full_report
 from model_card import front_matter
@@ -112,10 +112,7 @@ def plots(task, predictions, log, folder):
     labels = ("label", "predicted") if task.problem == REGRESSION else ("false positive rate", "true positive rate")
     axis.set(xlabel=labels[0], ylabel=labels[1], title=", ".join(task.labels.columns)[:50])
     axis.legend(fontsize=8)
-    figure.tight_layout()
-    with replacing(folder / name) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    save_figure(figure, folder / name)
     return [name] + (["learning_curve.png"] if _learning_curve(plt, task, log, folder / "learning_curve.png") else [])
 
 
@@ -152,10 +149,7 @@ def _learning_curve(plt, task, log, path):
     axes[0].legend(fontsize=8)
     axes[1].plot([row[0] for row in held_out], [row[2] for row in held_out], color="#d62728")
     axes[1].set(xlabel="epoch", ylabel=f"{PRIMARY[task.problem]} (validation)")
-    figure.tight_layout()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
     return True
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from atomic_files import replacing, write_text
+from atomic_files import save_figure, write_text
 from model_card import front_matter
 from original_data import MODALITIES
 from pretraining_losses import LOSSES, TOP
@@ -222,10 +222,7 @@ def plot_losses(rows, picture):
             )
         axis.set(title=f"{name} loss", xlabel="optimizer step")
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=120)
-    plt.close(figure)
+    save_figure(figure, picture)
     return picture
 
 

@@ -37,7 +37,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 import run_finetune
-from atomic_files import write_table, write_text
+from atomic_files import save_figure, write_table, write_text
 from atomica_hf import ROOT, AtomicaProcessor, StructureError
 from baselines import BASELINES, predict_baseline
 from benchmark_tasks import (
@@ -1047,11 +1047,7 @@ def draw(summaries, rows, path):
         axis.set_visible(False)
     axes[0][0].set_yticks(range(len(names)), names)
     axes[0][0].set_ylim(len(names) - 0.5, -0.5)
-    figure.tight_layout()
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
-    temporary.replace(path)
+    save_figure(figure, path, dpi=150)
 
 
 def choose_reference(given, rows):

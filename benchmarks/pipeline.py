@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from speed import BLOCKS_PER_COMPLEX, FOLDERS, ROOT, examples_of, make_step, number, print_row  # noqa: E402
+from speed import BLOCKS_PER_COMPLEX, FOLDERS, ROOT, available, make_step, number, print_row  # noqa: E402
 
 from atomica_hf import (  # noqa: E402
     AtomicaConfig,
@@ -65,12 +65,7 @@ def main():
     print(f"torch {torch.__version__}, one thread, processor time, examples a second\n")
     print_row(HEADER)
     print_row(["---"] * len(HEADER))
-    for system in arguments.systems:
-        try:
-            examples = examples_of(system, Path(arguments.data), processor)
-        except FileNotFoundError as error:
-            print(f"{system}: skipped, there is no {error}", flush=True)
-            continue
+    for system, examples in available(arguments.systems, Path(arguments.data), processor):
         plain, finding, step = measure(examples, len(processor.tokenizer), arguments.repeats)
         print_row([system, len(examples), *map(number, (plain, finding, step, plain / step, finding / step))])
 

@@ -166,6 +166,15 @@ def examples_of(system, data, processor):
     return encode(work, processor) if system == "examples" else fill_batch(work, processor)
 
 
+def available(systems, data, processor):
+    """(name, examples) of the systems whose data is there; the others are said."""
+    for name in systems:
+        try:
+            yield name, examples_of(name, data, processor)
+        except FileNotFoundError as error:
+            print(f"{name}: skipped, there is no {error}", flush=True)
+
+
 def as_batch(examples, puzzle, max_blocks=BLOCKS_PER_COMPLEX):
     if not puzzle:
         return pad_examples(examples, MODEL_INPUTS)
@@ -450,12 +459,7 @@ def print_row(cells):
 
 def speed(arguments, job, processor, folder):
     systems, first = [], []
-    for name in arguments.systems:
-        try:
-            examples = examples_of(name, Path(arguments.data), processor)
-        except FileNotFoundError as error:
-            print(f"{name}: skipped, there is no {error}", flush=True)
-            continue
+    for name, examples in available(arguments.systems, Path(arguments.data), processor):
         first += examples[:2]
         note = f"tiled: {examples[0]['name']}" if name in LARGE else ""
         systems.append(store(folder, name, as_batch(examples, puzzle=name not in LARGE), note))

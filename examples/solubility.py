@@ -13,7 +13,6 @@ the molecules of the training set alone, without their labels. A run that was st
 import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,6 +20,11 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from atomic_files import save_figure, write_table, write_text  # noqa: E402
+
+
 USUAL = Path("solubility") / "curated-solubility-dataset.csv"
 LABELS = ("Solubility", "logS", "crippen_logp")  # columns that are taken without --label_column
 WIDTHS = ("hidden_size", "atom_hidden_size", "edge_size")
@@ -34,23 +38,6 @@ STRATEGIES = {
     "descriptors_gradient_boosting": "boosting on RDKit descriptors", "mean": "mean of the training set",
 }  # fmt: skip
 METRICS = ("rmse", "mae", "pearson")
-
-
-def write_atomically(path, write):
-    """Calls `write` with a temporary path beside `path`, which then takes its place."""
-    temporary = path.with_name(f"tmp-{os.getpid()}-{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
-
-
-def write_rows(path, rows):
-    def write(temporary):
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(path, write)
 
 
 def read_rows(path):
@@ -142,9 +129,7 @@ def draw(results, rows, label, path):
     ends = min(map(min, points)), max(map(max, points))
     parity.plot(ends, ends, color="#777777", linewidth=0.8)
     parity.set(xlabel=label, ylabel="predicted", title=STRATEGIES["finetune"])
-    figure.tight_layout()
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=120))
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def main(argv=None):
@@ -166,8 +151,8 @@ def main(argv=None):
     known = output / "settings.json"
     if known.exists() and json.loads(known.read_text(encoding="utf-8")) != settings:
         sys.exit(f"{output} is of a run with other options; name another folder.")
-    write_atomically(known, lambda temporary: temporary.write_text(json.dumps(settings, indent=1), encoding="utf-8"))
-    write_rows(output / "data.csv", rows)
+    write_text(known, json.dumps(settings, indent=1))
+    write_table(output / "data.csv", rows)
     print(what)
 
     pretrained, cache = output / "pretrained", arguments.cache_dir or output / "structures"
@@ -180,7 +165,7 @@ def main(argv=None):
     scratch = {"split": [arguments.split], "config_overrides": [overrides], "baselines": []}
     run("From scratch, and simple models", "run_finetune.py", output / "scratch", "README.md", {**common, **scratch})
     split = json.loads((output / "scratch" / "split.json").read_text(encoding="utf-8"))
-    write_rows(output / "pretraining.csv", [{"smiles": rows[row]["smiles"]} for row in split["train"]])
+    write_table(output / "pretraining.csv", [{"smiles": rows[row]["smiles"]} for row in split["train"]])
     options = {"train_file": output / "pretraining.csv", "max_train_steps": arguments.max_train_steps, **widths, **PRETRAINING}
     options = {name: [value] for name, value in options.items()}
     run("Pretraining on the training set without its labels", "run_pretraining.py", pretrained, "all_results.json", options)
@@ -198,7 +183,7 @@ def main(argv=None):
     text = table_of(results, what, label, sizes)
     if label == LABELS[-1]:
         text += "\n\nThis logP is one of RDKit's descriptors: boosting on them has the answer among its inputs."
-    write_atomically(output / "table.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+    write_text(output / "table.md", text + "\n")
     draw(results, read_rows(output / "finetune" / "predictions.csv"), label, output / "figure.png")
     print(f"\n{text}\n\nTable   {output / 'table.md'}\nFigure  {output / 'figure.png'}")
     print(f"Finished in {time.time() - started:.0f} s.")

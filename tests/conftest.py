@@ -32,6 +32,14 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.skip(reason="forks, which other tests' threads do not bear: pytest -m forks"))
 
 
+def load_script(path):
+    """A script of the repository that is not at its top, as a module."""
+    specification = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
+    loaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder with real data and reference values, beside the repository or at $ATOMICA_SHARED."""
@@ -65,10 +73,7 @@ def original_tokenizer(shared):
 @pytest.fixture(scope="session")
 def tokenizer_benchmark():
     """benchmarks/tokenizer.py, which has the plain form of the published procedure."""
-    specification = importlib.util.spec_from_file_location("tokenizer_benchmark", ROOT / "benchmarks" / "tokenizer.py")
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
+    return load_script("benchmarks/tokenizer.py")
 
 
 def tiny_config(**changes):

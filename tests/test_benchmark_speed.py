@@ -1,8 +1,6 @@
-import importlib.util
-
 import pytest
 import torch
-from conftest import ROOT, tiny_model
+from conftest import load_script, tiny_model
 
 from atomica_hf import AtomicaPreTrainingCollator
 from atomica_hf.geometry_atomica import to_channel_major
@@ -11,11 +9,8 @@ from atomica_hf.geometry_atomica import to_channel_major
 @pytest.fixture(scope="module")
 def baseline():
     pytest.importorskip("e3nn", reason="e3nn is the baseline")
-    spec = importlib.util.spec_from_file_location("e3nn_baseline", ROOT / "benchmarks" / "e3nn_baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     with torch.jit.optimized_execution(False):  # e3nn's scripts would be compiled anew at every first call
-        yield module
+        yield load_script("benchmarks/e3nn_baseline.py")
 
 
 def watch(model):

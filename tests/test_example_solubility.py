@@ -1,9 +1,8 @@
 import csv
-import importlib.util
 import json
 
 import pytest
-from conftest import ROOT, run
+from conftest import ROOT, load_script, run
 from rdkit import Chem
 from rdkit.Chem import Crippen
 
@@ -11,10 +10,7 @@ from rdkit.Chem import Crippen
 @pytest.fixture(scope="module")
 def solubility():
     """examples/solubility.py."""
-    specification = importlib.util.spec_from_file_location("solubility_example", ROOT / "examples" / "solubility.py")
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
+    return load_script("examples/solubility.py")
 
 
 def options(**changes):
