@@ -11,6 +11,8 @@ from conftest import ROOT, run, tiny_model
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
+import benchmark_cells
+import benchmark_statistics
 import benchmark_tasks
 import run_benchmark
 from atomica_hf import StructureError
@@ -104,13 +106,13 @@ def copied(board, words, tmp_path):
 
 def made(monkeypatch):
     """Names of the cells that are made from now on."""
-    names, make = [], run_benchmark.make_cell
+    names, make = [], benchmark_cells.make_cell
 
     def note(cell, arguments):
         names.append((cell.task.name, cell.row.name, cell.seed))
         return make(cell, arguments)
 
-    monkeypatch.setattr(run_benchmark, "make_cell", note)
+    monkeypatch.setattr(benchmark_cells, "make_cell", note)
     return names
 
 
@@ -184,7 +186,7 @@ def test_what_was_interrupted_is_made_again_and_nothing_else(copied, words, monk
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_benchmark, "make_baseline", stop)
+        patch.setattr(benchmark_cells, "make_baseline", stop)
         with pytest.raises(KeyboardInterrupt):
             benchmark(words, copied)
     assert names == todo and not (lost / "result.json").exists()
@@ -195,7 +197,7 @@ def test_what_was_interrupted_is_made_again_and_nothing_else(copied, words, monk
 
 def test_a_failed_cell_stops_no_other_and_is_tried_again(copied, words, monkeypatch, capsys):
     shutil.rmtree(copied / "cells/share/tiny")
-    names, main = made(monkeypatch), run_benchmark.run_finetune.main
+    names, main = made(monkeypatch), benchmark_cells.run_finetune.main
 
     def fail(arguments):
         if "linear_probe" in arguments and arguments[arguments.index("--seed") + 1] == "0":
@@ -203,7 +205,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(copied, words, monkeypa
         main(arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_benchmark.run_finetune, "main", fail)
+        patch.setattr(benchmark_cells.run_finetune, "main", fail)
         assert benchmark(words, copied) == 1
     assert len(names) == 4 and "3 cells done, 1 failed, 16 skipped" in capsys.readouterr().out
     text = (copied / "scoreboard.md").read_text(encoding="utf-8")
@@ -290,7 +292,7 @@ def test_resamples_are_the_metrics_on_repeated_rows():
         ("roc_auc", "single_label_classification", probabilities, classes),
         ("accuracy", "single_label_classification", probabilities, classes),
     ):
-        found = run_benchmark.resampled_scores(metric, problem, p, y, weights)
+        found = benchmark_statistics.resampled_scores(metric, problem, p, y, weights)
         drawn = [np.repeat(np.arange(40), row) for row in weights]
         expected = [scores(problem, p[rows], y[rows])[metric] for rows in drawn]
         assert np.allclose(found, expected, equal_nan=True), (metric, problem)
@@ -300,10 +302,10 @@ def test_the_interval_of_a_difference_covers_what_is_known():
     """Errors that differ by exactly one everywhere differ by one in every resample."""
     task = benchmark_tasks.choose_tasks(["dimer_energy"])[0]
     truth = np.arange(30.0)[:, None]
-    make = lambda shift: run_benchmark.Predictions(np.arange(30), truth, truth + shift, {}, {})
-    drawn = run_benchmark.draws_of(task, [make(1), make(2)], 50)
+    make = lambda shift: benchmark_cells.Predictions(np.arange(30), truth, truth + shift, {}, {})
+    drawn = benchmark_statistics.draws_of(task, [make(1), make(2)], 50)
     assert drawn[1][0] is drawn[1][1]  # one molecule is drawn for all seeds at once
-    one, two = (run_benchmark._resampled_mean(task, [make(s), make(s + 1)], *drawn) for s in (1, 2))
+    one, two = (benchmark_statistics._resampled_mean(task, [make(s), make(s + 1)], *drawn) for s in (1, 2))
     assert np.allclose(two - one, 1) and np.ptp(one) > 0
 
 
