@@ -16,8 +16,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from atomic_files import save_figure  # noqa: E402
+from embedding_map import draw_map, project  # noqa: E402
+
+
 RECIPE = {
     "task": "pretrain_torsion_masking", "hidden_size": 16, "atom_hidden_size": 16, "edge_size": 16, "num_hidden_layers": 2,
     "rotation_loss_weight": 1.0,
@@ -54,36 +63,17 @@ def run(title, *command, **environment):
     print(f"   {time.time() - started:.0f} s", flush=True)
 
 
-def draw_map(vectors, molecules, picture):
-    """A 2D map (t-SNE of cosine distances) of the molecules, each the mean of its blocks, coloured by family and named."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-    import pyarrow.parquet as pq
-    from sklearn.manifold import TSNE
-
+def draw_molecules(vectors, molecules, picture):
+    """A map of the molecules, each the mean of its blocks, coloured by family; some are named."""
     blocks = {}
     for row in pq.read_table(vectors).to_pylist():
         if row["token"] != "<global>":
             blocks.setdefault(row["name"], []).append(row["embedding"])
-    labels = list(blocks)
-    means = np.array([np.mean(blocks[name], axis=0) for name in labels])
+    points, axes = project(np.array([np.mean(rows, axis=0) for rows in blocks.values()]), "tsne")
     families = {row["name"]: row["family"] for row in molecules}
-    points = TSNE(metric="cosine", perplexity=15, init="pca", random_state=0).fit_transform(means)
-    names = sorted(set(families.values()))
-    colours = dict(zip(names, plt.get_cmap("gist_rainbow")(np.linspace(0, 1, len(names)))))
-    figure, axis = plt.subplots(figsize=(15, 11))
-    for family in names:
-        chosen = [i for i, name in enumerate(labels) if families[name] == family]
-        axis.scatter(*points[chosen].T, s=28, color=colours[family], label=family)
-    for (x, y), name in zip(points, labels):
-        axis.annotate(name, (x, y), fontsize=6, xytext=(3, 2), textcoords="offset points")
-    axis.set(xticks=[], yticks=[], title="Molecules by the mean of their block vectors (t-SNE of cosine distances)")
-    axis.legend(fontsize=8, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    title = "Molecules by the mean of their block vectors"
+    families = [families[name] for name in blocks]
+    save_figure(draw_map(points, list(blocks), families, axes=axes, title=title, value_name="family", labels=60), picture)
 
 
 def main():
@@ -107,7 +97,7 @@ def main():
         "--level", "block",
     )  # fmt: skip
     with open(molecules, newline="", encoding="utf-8") as stream:
-        draw_map(vectors, list(csv.DictReader(stream)), picture)
+        draw_molecules(vectors, list(csv.DictReader(stream)), picture)
 
     rows = [json.loads(line) for line in (model / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["split"] == "train"][-10:]
