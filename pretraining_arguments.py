@@ -52,8 +52,9 @@ class ModelArguments:
 class DataArguments:
     train_file: list[str] = HfArg(
         aliases=["--train_set"],
-        help="What to train on: files, folders, or prepared datasets (also hf://datasets/USER/NAME), one or several; with "
-        "':0.7' behind each, its share of the examples of an epoch.",
+        help="What to train on: files, folders, or prepared datasets, one or several; with ':0.7' behind each, its share of "
+        "the examples of an epoch. hf://datasets/USER/NAME is downloaded whole before training, with --streaming too, and "
+        "found in the cache the next time.",
     )
     validation_file: str | None = HfArg(default=None, aliases=["--valid_set"], help="What to validate on.")
     validation_split_percentage: float = HfArg(
@@ -139,6 +140,11 @@ class OptimizationArguments:
         default=None, help="Trackers, with commas between them: tensorboard, wandb, trackio, or another that accelerate knows."
     )
     push_to_hub: bool = HfArg(default=False, help="Upload the final model; the token is taken from the environment.")
+    hub_dry_run: bool = HfArg(
+        default=False,
+        help="Print the files that --push_to_hub would upload, with their sizes, and upload nothing; with "
+        "--resume_from_checkpoint latest also of a run that is finished.",
+    )
     hub_model_id: str | None = HfArg(default=None, help="Repository to upload to; by default the name of the output folder.")
     hub_private_repo: bool = HfArg(default=False, help="Create it as a private one.")
 

@@ -6,19 +6,56 @@ A checkpoint holds tensors as safetensors (`model`, `optimizer`, `ema`), everyth
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from pretraining_arguments import UsageError
+from pretraining_sharding import like
 
 
 STATE_FILE = "trainer_state.json"
 HASH_FILE = "sha256.json"
+FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG")}
+
+
+# what could not be written ----------------------------------------------------------------------------------------------
+
+
+class NotWrittenError(UsageError):
+    """A file or folder that could not be written, with what there was room for and how to go on."""
+
+
+@contextlib.contextmanager
+def writing(path, needed, temporary=None):
+    """If writing `path`, about `needed` bytes, fails within the block, removes the folder `temporary` and says why.
+
+    Raises:
+        `NotWrittenError`: for `OSError` and `SafetensorError`, with `path`, the reason, and bytes needed and free.
+    """
+    path = Path(path)
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        there = next(folder for folder in path.absolute().parents if folder.exists())
+        reason = os.strerror(error.errno) if getattr(error, "errno", None) else str(error)
+        free = shutil.disk_usage(there).free
+        raise NotWrittenError(
+            f"{path} could not be written: {reason} ({needed:,} bytes needed, {free:,} free on that disk). What "
+            "was written before is whole; make room and go on with --resume_from_checkpoint latest."
+        ) from error
+
+
+def num_bytes(tensors):
+    return sum(value.nbytes for value in tensors.values())
 
 
 # tensors ----------------------------------------------------------------------------------------------------------------
@@ -39,7 +76,7 @@ def load_optimizer_tensors(model, optimizer, tensors):
         found = {key: tensors.get(f"{name}.{key}") for key in ("step", "exp_avg", "exp_avg_sq")}
         if any(value is not None for value in found.values()):
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device, parameter.dtype) for key, value in found.items()
+                key: value if key == "step" else like(value, parameter) for key, value in found.items()
             }
 
 
@@ -56,8 +93,10 @@ def _flush(path):
     with contextlib.suppress(PermissionError):  # Windows does not open folders
         handle = os.open(path, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):
-                os.fsync(handle)
+            os.fsync(handle)  # a full network disk may say so only here
+        except OSError as error:
+            if error.errno in FULL:
+                raise
         finally:
             os.close(handle)
 
@@ -78,15 +117,28 @@ def write_checkpoint(output_dir, tensors, state, limit=None):
     Args:
         tensors (`dict`): file name without ending -> dictionary of tensors.
         state (`dict`): what JSON can hold, with the `step`.
+
+    Raises:
+        `NotWrittenError`: if there is no room, or no way to write; nothing of this checkpoint is left then.
     """
     final = Path(output_dir) / f"checkpoint-{state['step']}"
     temporary = final.with_name(f"{final.name}.tmp")
+    text = json.dumps(state, indent=1)
+    with writing(final, sum(map(num_bytes, tensors.values())) + len(text), temporary):
+        _write(final, temporary, tensors, text)
+    clear_leftovers(output_dir)
+    for old in checkpoints(output_dir)[:-limit] if limit else []:
+        remove(old)
+    return final
+
+
+def _write(final, temporary, tensors, state):
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, content in tensors.items():
         content = {key: value.detach().cpu().contiguous() for key, value in content.items()}
         save_file(content, temporary / f"{name}.safetensors")
-    (temporary / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    (temporary / STATE_FILE).write_text(state, encoding="utf-8")
     files = sorted(temporary.iterdir())
     (temporary / HASH_FILE).write_text(json.dumps({file.name: _hash(file) for file in files}, indent=1), encoding="utf-8")
     for path in (*files, temporary / HASH_FILE, temporary):
@@ -97,10 +149,6 @@ def write_checkpoint(output_dir, tensors, state, limit=None):
         os.replace(final, aside)
     os.replace(temporary, final)
     _flush(final.parent)
-    clear_leftovers(output_dir)
-    for old in checkpoints(output_dir)[:-limit] if limit else []:
-        remove(old)
-    return final
 
 
 def remove(folder):

@@ -7,7 +7,6 @@ are one list, made from (seed, epoch), and every process takes its share of it.
 
 import hashlib
 import itertools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import recursively_apply
+from accelerate.utils import broadcast_object_list, recursively_apply
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from atomica_hf import StructureError
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from prepare_dataset import REPORT_FILE, for_model, is_prepared, join_datasets, load_examples, vocabulary_hash
 from pretraining_arguments import UsageError
+from pretraining_checks import ExampleCheck, check_shards, read_report, read_shards, unreadable
 from pretraining_losses import losses_of, puzzle_weights
 
 
@@ -79,7 +79,13 @@ def local_path(path):
 
 def load_source(path, processor, config, cache_dir, num_proc, max_samples, progress):
     """A file, folder or prepared dataset -> (`datasets.Dataset` with the columns that training reads, `ReadReport`)."""
-    dataset, report = load_examples(local_path(path), processor, cache_dir, num_proc, max_samples, progress=progress)
+    folder = local_path(path)
+    try:
+        dataset, report = load_examples(folder, processor, cache_dir, num_proc, max_samples, progress=progress)
+    except StructureError as error:
+        if error.code == "not_prepared" and (Path(folder) / REPORT_FILE).exists():
+            read_shards(folder)  # names the shard, if it is one
+        raise
     modalities = "modality_ids" in dataset.column_names
     wanted = for_model(dataset, config, path).column_names + ["modality_ids"] * modalities  # losses are told apart by it
     return dataset.select_columns([name for name in COLUMNS if name in wanted]), report
@@ -119,27 +125,30 @@ class Survey:
 
 
 def flat(column):
-    """A column of lists -> (values, lengths)."""
+    """A column of lists -> (values, lengths); a missing list has the length 0."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    return column.flatten().to_numpy(zero_copy_only=False), pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    return column.flatten().to_numpy(zero_copy_only=False), lengths(column)
+
+
+def lengths(column):
+    return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
 
 
 def survey_table(table, vocab_size):
     tokens, blocks = flat(table["input_ids"])
-    segments, _ = flat(table["token_type_ids"])
-    if not len(blocks) or not (blocks > 0).all():
-        raise UsageError(
-            f"{table['name'][int(np.argmin(blocks))] if len(blocks) else 'The dataset'}: an example without blocks."
-        )
+    types, counts = flat(table["token_type_ids"])
+    segments, filled = np.ones(len(blocks), dtype=np.int32), counts > 0
+    segments[filled] = np.maximum.reduceat(types, (np.cumsum(counts) - counts)[filled]) + 1 if filled.any() else 1
+    tokens = tokens[(tokens >= 0) & (tokens < vocab_size)]  # damaged examples are left out later, where they are named
     modalities = np.full(len(blocks), -1)
     if "modality_ids" in table.column_names:
         modalities = pc.fill_null(table["modality_ids"], -1).to_numpy()
     return Survey(
         blocks.astype(np.int32),
-        pc.list_value_length(table["atom_ids"]).to_numpy().astype(np.int32),
-        np.maximum.reduceat(segments, np.r_[0, np.cumsum(blocks)[:-1]]).astype(np.int32) + 1,
+        lengths(table["atom_ids"]).astype(np.int32),
+        segments,
         modalities.astype(np.int32),
-        np.bincount(tokens, minlength=vocab_size),
+        np.bincount(tokens.astype(np.int64), minlength=vocab_size),
     )
 
 
@@ -282,13 +291,14 @@ def rows_of(table, keys):
     for name in table.column_names:
         column = table[name].combine_chunks()
         if pa.types.is_list(column.type) and name != "torsion_atoms" and column.null_count == 0:
-            values, lengths = column.flatten(), pc.list_value_length(column).to_numpy(zero_copy_only=False)
+            values, counts = column.flatten(), lengths(column)
             if pa.types.is_list(values.type):
                 width = {"positions": 3, "torsion_bonds": 2}.get(name) or len(values[0] if len(values) else ())
-                array = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width or 1)
+                is_even = (lengths(values) == width).all()
+                array = values.flatten().to_numpy(zero_copy_only=False).reshape(-1, width or 1) if is_even else None
             else:
                 array = values.to_numpy(zero_copy_only=False)
-            values = np.split(array, np.cumsum(lengths)[:-1])
+            values = column.to_pylist() if array is None else np.split(array, np.cumsum(counts)[:-1])
         else:
             values = column.to_pylist()
         for example, value in zip(examples, values):
@@ -319,6 +329,7 @@ class PuzzleBatch:
     weights: dict  # loss -> number of complexes or masked blocks that it is taken over
     num_atoms: int
     view: dict | None = None  # the same complexes, perturbed in another way
+    left_out: list = field(default_factory=list)  # (name, index, reason) of examples that are damaged
     worker: int = 0
 
     def _change(self, function):
@@ -342,14 +353,21 @@ class PuzzleBatch:
 
 @dataclass
 class BatchMaker:
-    """Examples -> `PuzzleBatch`. `names` are those of the losses; `second` makes the other view, if one is needed."""
+    """Examples -> `PuzzleBatch`. `names` are those of the losses; `second` makes the other view, if one is needed; `fault` says
+    what is wrong with an example, which is then left out: a batch may be without any."""
 
     collator: object
     names: tuple
     reads_modality: bool = False
     second: object = None
+    fault: object = None
 
     def __call__(self, examples):
+        faults = [self.fault and self.fault(example) for example in examples]
+        left_out = [(e.get("name") or "?", e["example_index"], fault) for e, fault in zip(examples, faults) if fault]
+        examples = [example for example, fault in zip(examples, faults) if not fault]
+        if not examples:
+            return PuzzleBatch({}, [], torch.zeros(0, dtype=torch.long), dict.fromkeys(self.names, 0.0), 0, left_out=left_out)
         modalities = [example.get("modality_ids") for example in examples]
         if not self.reads_modality:
             examples = [{name: value for name, value in example.items() if name != "modality_ids"} for example in examples]
@@ -358,7 +376,7 @@ class BatchMaker:
         return PuzzleBatch(
             inputs, [example.get("name", "?") for example in examples],
             torch.tensor([-1 if kind is None else kind for kind in modalities]),
-            weights, int((inputs["atom_to_block"] >= 0).sum()), self.second and self.second(examples),
+            weights, int((inputs["atom_to_block"] >= 0).sum()), self.second and self.second(examples), left_out,
         )  # fmt: skip
 
 
@@ -381,6 +399,11 @@ class IndexedBatches:
 
     start = 0
 
+    @property
+    def rounds(self):
+        """Batches of an epoch, of the process that has most."""
+        return -(-self.sampler.num_batches() // self.sampler.num_processes)
+
     def batches(self, epoch, position):
         self.sampler.epoch, self.sampler.first_batch = epoch, position
         return iter(self.loader)
@@ -390,7 +413,16 @@ class IndexedBatches:
 
     def filler(self):
         """A batch for a process that has none left while others have."""
-        return self.make_batch(self.loader.dataset.__getitems__([(0, int(self.sampler.blocks.argmin()))]))
+        small_first = np.argsort(self.sampler.blocks, kind="stable")
+        return first_whole(self.make_batch(self.loader.dataset.__getitems__([(0, int(i))])) for i in small_first)
+
+
+def first_whole(batches):
+    for batch in batches:
+        if batch.names:
+            return batch
+    name, _, reason = batch.left_out[0]
+    raise UsageError(f"No example can be used; {name}: {reason}.")
 
 
 # streams ----------------------------------------------------------------------------------------------------------------
@@ -400,25 +432,21 @@ def list_shards(paths, tokenizer):
     """Shards of prepared datasets: for each dataset a list of (file, number of examples).
 
     Raises:
-        `UsageError`: if one is not prepared, was made with another vocabulary, or a shard is missing.
+        `UsageError`, `StructureError`: if one is not prepared, or was made with another vocabulary.
     """
     found = []
     for path in paths:
         folder = Path(local_path(path))
         if not is_prepared(folder) or not (folder / REPORT_FILE).exists():
             raise UsageError(f"{path}: --streaming reads what prepare_dataset.py wrote; prepare it first.")
-        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        report = read_report(folder)
         if report["vocabulary"] != vocabulary_hash(tokenizer):
             raise StructureError(
                 "other_vocabulary",
                 f"{path}: was made with the vocabulary {report['vocabulary']}, but the tokenizer has "
                 f"{vocabulary_hash(tokenizer)}.",
             )
-        shards = [(str(folder / shard["file"]), shard["examples"]) for shard in report["shards"]]
-        missing = [file for file, _ in shards if not Path(file).exists()]
-        if missing:
-            raise UsageError(f"{path}: the shard {Path(missing[0]).name} is missing.")
-        found.append(shards)
+        found.append([(str(folder / shard["file"]), shard["examples"]) for shard in report["shards"]])
     return found
 
 
@@ -453,6 +481,13 @@ class ShardStream(IterableDataset):
     consumed: list = field(default_factory=lambda: [0])
     next_worker: int = 0
 
+    def _parts(self, shard):
+        try:
+            with pq.ParquetFile(self.files[shard]) as file:
+                yield from file.iter_batches(batch_size=STREAM_WINDOW // 4, columns=self.columns)
+        except (OSError, pa.ArrowException) as error:
+            raise unreadable(self.files[shard], self.starts[shard + 1] - self.starts[shard], error) from error
+
     def _windows(self, worker):
         """Tables of at most `STREAM_WINDOW` examples, with their keys."""
         passes, shards = self.epochs.order(self.epoch)
@@ -460,14 +495,13 @@ class ShardStream(IterableDataset):
         tables, keys = [], []
         for place in mine:
             shard, row = int(shards[place]), 0
-            with pq.ParquetFile(self.files[shard]) as file:
-                for part in file.iter_batches(batch_size=STREAM_WINDOW // 4, columns=self.columns):
-                    tables.append(pa.Table.from_batches([part]))
-                    keys += [(int(passes[place]), self.starts[shard] + row + i) for i in range(len(part))]
-                    row += len(part)
-                    if len(keys) >= STREAM_WINDOW:
-                        yield pa.concat_tables(tables), keys
-                        tables, keys = [], []
+            for part in self._parts(shard):
+                tables.append(pa.Table.from_batches([part]))
+                keys += [(int(passes[place]), self.starts[shard] + row + i) for i in range(len(part))]
+                row += len(part)
+                if len(keys) >= STREAM_WINDOW:
+                    yield pa.concat_tables(tables), keys
+                    tables, keys = [], []
         if keys:
             yield pa.concat_tables(tables), keys
 
@@ -479,7 +513,7 @@ class ShardStream(IterableDataset):
         for number, (table, keys) in enumerate(self._windows(worker)):
             seed = [self.epochs.seed, self.epoch, self.rank, worker, number]
             drawn = np.random.default_rng(seed).permutation(len(keys))
-            blocks, atoms = (pc.list_value_length(table[name]).to_numpy()[drawn] for name in ("input_ids", "atom_ids"))
+            blocks, atoms = (lengths(table[name])[drawn] for name in ("input_ids", "atom_ids"))
             order, ends = self.limits.pack(blocks, atoms)
             batches = np.split(drawn[order], ends[:-1])
             mixed = np.random.default_rng([*seed, 1]).permutation(len(batches))
@@ -522,20 +556,25 @@ class StreamedBatches:
 
     def filler(self):
         with pq.ParquetFile(self.stream.files[0]) as file:
-            part = next(file.iter_batches(batch_size=1, columns=self.stream.columns))
-        return self.stream.make_batch(rows_of(pa.Table.from_batches([part]), [(0, 0)]))
+            parts = file.iter_batches(batch_size=1, columns=self.stream.columns)
+            return first_whole(self.stream.make_batch(rows_of(pa.Table.from_batches([part]), [(0, 0)])) for part in parts)
 
 
 def survey_stream(files, columns, vocab_size, most=SURVEYED):
     """`Survey` of the first examples of a stream, `most` of them."""
     parts, seen = [], 0
     for path in files:
-        with pq.ParquetFile(path) as file:
-            for part in file.iter_batches(batch_size=STREAM_WINDOW, columns=columns):
-                parts.append(survey_table(pa.Table.from_batches([part]), vocab_size))
-                seen += len(part)
-                if seen >= most:
-                    return join_surveys(parts)
+        try:
+            with pq.ParquetFile(path) as file:
+                for part in file.iter_batches(batch_size=STREAM_WINDOW, columns=columns):
+                    parts.append(survey_table(pa.Table.from_batches([part]), vocab_size))
+                    seen += len(part)
+                    if seen >= most:
+                        return join_surveys(parts)
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"{path} cannot be read ({str(error).splitlines()[0]}).") from error
+    if not parts:
+        raise UsageError(f"{len(files)} shards without an example; the first is {files[0]}.")
     return join_surveys(parts)
 
 
@@ -559,6 +598,7 @@ class TrainingData:
     modalities: list  # kinds of complexes whose losses are told apart
     log_frequencies: torch.Tensor
     identity: dict  # what must be the same when a run is resumed
+    origin: object  # function: index of an example -> file it came from
 
 
 def split_off(dataset, percentage, most, seed):
@@ -584,7 +624,7 @@ class Loading:
         self.accelerator, self.cache_dir = accelerator, cache_dir
         self.limits = Limits(data.max_blocks_per_batch, data.max_blocks_per_example, data.max_atoms_per_batch)
         training, held_out, second = collators
-        common = {"names": losses_of(config), "reads_modality": config.num_modalities > 0}
+        common = {"names": losses_of(config), "reads_modality": config.num_modalities > 0, "fault": ExampleCheck(config)}
         self.make_batch = BatchMaker(training, second=second, **common)
         self.make_validation_batch = BatchMaker(held_out, **common)
         self.share = {"num_processes": accelerator.num_processes, "rank": accelerator.process_index}
@@ -594,7 +634,21 @@ class Loading:
         if data.balance_modalities and self.shares:
             raise UsageError("--balance_modalities and weights of --train_file exclude each other.")
 
+    def check(self, path):
+        """Looks at the shards of a prepared dataset, on one process for all."""
+        with self.accelerator.main_process_first():
+            folder = local_path(path)
+        faults = [None]
+        if self.accelerator.is_main_process and (Path(folder) / REPORT_FILE).exists():
+            try:
+                check_shards(folder)
+            except UsageError as error:
+                faults = [f"{path}: {error}"]
+        if fault := broadcast_object_list(faults)[0]:
+            raise UsageError(fault)
+
     def read(self, path, most):
+        self.check(path)
         with self.accelerator.main_process_first():
             dataset, report = load_source(
                 path, self.processor, self.config, self.cache_dir, self.data.preprocessing_num_workers, most,
@@ -612,7 +666,7 @@ class Loading:
         return IndexedBatches(dataset, sampler, make_batch, **self.loader), found
 
     def indexed(self):
-        """-> (training batches, survey, number of examples, what names them, validation set or None)."""
+        """-> (training batches, survey, number of examples, what names them, validation set or None, where one came from)."""
         dataset, members = join_sources([self.read(path, self.data.max_train_samples) for path in self.paths])
         validation = None
         if self.data.validation_split_percentage:
@@ -629,12 +683,14 @@ class Loading:
             return [(np.arange(len(dataset)), 1.0)]
 
         batches, found = self.by_index(dataset, groups_of, self.make_batch)
-        return batches, found, len(dataset), {"train_sizes": digest(found.blocks, found.atoms)}, validation
+        origin = lambda index: next(path for path, group in zip(self.paths, members) if index in group)
+        return batches, found, len(dataset), {"train_sizes": digest(found.blocks, found.atoms)}, validation, origin
 
     def streamed(self):
         """The same of shards that are read one after another; of the examples, the first are surveyed."""
-        with self.accelerator.main_process_first():
-            datasets = list_shards(self.paths, self.processor.tokenizer)
+        for path in self.paths:
+            self.check(path)
+        datasets = list_shards(self.paths, self.processor.tokenizer)
         files, counts = zip(*itertools.chain.from_iterable(datasets))
         columns = stream_columns(files, self.config)
         stream = ShardStream(
@@ -644,11 +700,12 @@ class Loading:
         self.accelerator.print(f"{sum(counts)} examples in {len(files)} shards, read one after another.")
         named = {"train_sizes": digest(counts), "dataloader_num_workers": self.data.dataloader_num_workers}
         batches = StreamedBatches(stream, **self.loader)
-        return batches, survey_stream(files, columns, self.vocab_size), sum(counts), named, None
+        origin = lambda index: files[int(np.searchsorted(stream.starts, index, side="right")) - 1]
+        return batches, survey_stream(files, columns, self.vocab_size), sum(counts), named, None, origin
 
     def all(self):
         """-> `TrainingData`."""
-        train, found, num_train, named, validation = self.streamed() if self.data.streaming else self.indexed()
+        train, found, num_train, named, validation, origin = self.streamed() if self.data.streaming else self.indexed()
         if self.data.validation_file is not None:
             validation = self.read(self.data.validation_file, self.data.max_eval_samples)
         held_out, num_validation = None, 0
@@ -660,7 +717,7 @@ class Loading:
         named |= {"train_shares": self.shares, **{name: getattr(self.data, name) for name in options}}
         kinds = np.unique(found.modalities)
         kinds = kinds.tolist() if (kinds >= 0).any() else []
-        return TrainingData(train, held_out, num_train, num_validation, kinds, found.log_frequencies(), named)
+        return TrainingData(train, held_out, num_train, num_validation, kinds, found.log_frequencies(), named, origin)
 
 
 def load_training_data(data, seed, processor, config, accelerator, cache_dir, collators):

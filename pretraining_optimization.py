@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from pretraining_arguments import UsageError
 
 
-NOT_FINITE, SPIKE = "not finite", "spike"
+NOT_FINITE, SPIKE, WITHOUT_EXAMPLES = "not finite", "spike", "without examples"
 REMEMBERED = 50  # gradient norms
 LEAST_REMEMBERED = 10  # before a spike can be told
 
@@ -79,10 +79,12 @@ class Guard:
         self.most, self.spike_factor = most, spike_factor
         self.norms, self.skipped, self.in_a_row = deque(maxlen=REMEMBERED), 0, 0
 
-    def reason_to_skip(self, norm):
-        """None, `NOT_FINITE` or `SPIKE`; to be asked once a step."""
+    def reason_to_skip(self, norm, has_examples=True):
+        """None, `NOT_FINITE`, `SPIKE` or `WITHOUT_EXAMPLES`; to be asked once a step."""
         reason = None
-        if not math.isfinite(norm):
+        if not has_examples:
+            reason = WITHOUT_EXAMPLES
+        elif not math.isfinite(norm):
             reason = NOT_FINITE
         elif self.spike_factor and len(self.norms) >= LEAST_REMEMBERED:
             reason = SPIKE if norm > self.spike_factor * statistics.median(self.norms) else None

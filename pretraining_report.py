@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import math
+import os
 import platform
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from atomic_files import save_figure, write_text
 from model_card import front_matter
 from original_data import MODALITIES
+from pretraining_checkpoints import writing
 from pretraining_losses import LOSSES, TOP
 
 
@@ -182,8 +184,21 @@ class MetricsFile:
         return kept
 
     def add(self, row):
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
+        """Writes one more line, or on a full disk none of it.
+
+        Raises:
+            `NotWrittenError`: if it cannot be written.
+        """
+        line = f"{json.dumps(row)}\n".encode()
+        before = self.path.stat().st_size if self.path.exists() else 0
+        with writing(self.path, len(line)):
+            try:
+                with open(self.path, "ab") as stream:
+                    stream.write(line)
+            except OSError:
+                if self.path.exists():
+                    os.truncate(self.path, before)
+                raise
 
 
 def means_of(row):

@@ -20,6 +20,7 @@ import threading
 import time
 from contextlib import nullcontext
 from datetime import timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -41,24 +42,34 @@ from atomica_hf import (
 from atomica_hf.data_collator_atomica import task_flags
 from pretraining_arguments import UsageError, parse_arguments
 from pretraining_checkpoints import (
+    NotWrittenError,
     checkpoints,
     clear_leftovers,
     find_checkpoint,
     load_optimizer_tensors,
+    num_bytes,
     number_of,
     optimizer_tensors,
     read_checkpoint,
     remove,
     write_checkpoint,
+    writing,
 )
 from pretraining_data import load_training_data
 from pretraining_losses import LOSSES, OBJECTIVES, ComplexLosses, disagreement, info_nce, losses_of
 from pretraining_optimization import Guard, make_ema, make_scheduler, parameter_groups
 from pretraining_report import Meter, MetricsFile, Stopwatch, means_of, model_card, plot_losses, short, table
+from pretraining_sharding import load_whole, shard, take_request, whole, whole_tensors
 
 
 RESULTS_FILE = "all_results.json"  # written last: with it, a run is finished
 METRICS_FILE = "metrics.jsonl"
+PICTURE_FILE = "losses.png"
+UPLOADED = (  # names at the top of the output folder
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "*_atomica.py", "processor_config.json",
+    "tokenizer*.json", "vocab.json", "special_tokens_map.json", "README.md", PICTURE_FILE, RESULTS_FILE,
+)  # fmt: skip
+SKIPPED, LEFT_OUT = "skipped", "left out"  # rows of metrics.jsonl that have no means
 SAME_WHEN_RESUMED = (
     "learning_rate", "final_learning_rate", "weight_decay", "lr_scheduler_type", "num_cycles", "cycle_steps",
     "num_warmup_steps", "num_decay_steps", "max_grad_norm", "gradient_accumulation_steps", "ema_decay", "spike_factor",
@@ -130,7 +141,9 @@ def make_collators(puzzle, data, optimization, config):
 
 
 def make_accelerator(optimization):
+    """-> (`Accelerator`, whether the model is to be shared out among the processes)."""
     trackers = optimization.report_to.split(",") if optimization.report_to and optimization.report_to != "none" else None
+    is_sharded = take_request()
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else torchrun on a machine without one would start separate runs
@@ -146,10 +159,14 @@ def make_accelerator(optimization):
         raise UsageError(f"--report_to {optimization.report_to}: {', '.join(missing)} is not installed.")
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise UsageError(
-            f"accelerate is configured for {accelerator.distributed_type.value}; this script keeps the whole model on every "
-            "device (DDP)."
+            f"accelerate is configured for {accelerator.distributed_type.value}; expected DDP, or FSDP with fsdp_version: 2."
         )
-    return accelerator
+    is_sharded = is_sharded and accelerator.num_processes > 1
+    refused = [name for name in ("ema_decay", "contrastive_weight", "distillation_weight") if getattr(optimization, name)]
+    refused += ["mixed_precision fp16"] if accelerator.mixed_precision == "fp16" else []
+    if is_sharded and refused:
+        raise UsageError(f"--{refused[0]} needs the whole model on every device (DDP), not FSDP.")
+    return accelerator, is_sharded
 
 
 def check_output(optimization):
@@ -216,13 +233,14 @@ class Agreement:
     totals: dict  # what each loss is divided by
     batches: int  # most of one process
     more: bool  # whether any has more
+    left_out: int  # examples of all that are damaged
     stop: bool  # whether any was asked to stop
 
 
 class Pretraining:
     """One run: its model, data, optimizer and place, and what is done each step."""
 
-    def __init__(self, accelerator, arguments, model, processor, data):
+    def __init__(self, accelerator, arguments, model, processor, data, is_sharded=False):
         self.accelerator, self.arguments, self.processor, self.data = accelerator, arguments, processor, data
         _, _, puzzle, optimization = arguments
         self.options, self.output_dir = optimization, Path(optimization.output_dir)
@@ -235,12 +253,16 @@ class Pretraining:
         self.total_steps = optimization.max_train_steps or math.ceil(optimization.num_train_epochs * self.steps_per_epoch())
         model = model.to(self.dtype)
         self.ema = make_ema(model, optimization.ema_decay).to(accelerator.device) if optimization.ema_decay else None
+        if is_sharded:
+            model = shard(model.to(accelerator.device))
         optimizer = torch.optim.AdamW(parameter_groups(model, optimization.weight_decay), lr=optimization.learning_rate)
         self.scheduler = make_scheduler(optimizer, optimization, self.total_steps)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = model if is_sharded else accelerator.prepare(model)
+        self.optimizer = accelerator.prepare(optimizer)
         self.guard = Guard(optimization.max_skipped_steps, optimization.spike_factor)
         self.meter = self.new_meter({**self.loss_weights, **self.objectives}, tuple(self.objectives))
         self.step = self.epoch = self.first_step = 0
+        self.left_out = {}  # (name, file) -> row of metrics.jsonl, of damaged examples
         self.position = data.train.start
         self.seconds, self.stopped, self.latest = 0.0, False, {}  # latest: last means of each split
         self.metrics = MetricsFile(self.output_dir / METRICS_FILE)
@@ -264,6 +286,17 @@ class Pretraining:
         per_step = self.accelerator.num_processes * self.options.gradient_accumulation_steps
         return math.ceil(self.data.train.sampler.num_batches() / per_step)
 
+    def on_main(self, write, *arguments):
+        """Lets the main process write; if it cannot, all processes stop together, and none waits for it."""
+        failed = [None]
+        if self.accelerator.is_main_process:
+            try:
+                write(*arguments)
+            except NotWrittenError as error:
+                failed = [str(error)]
+        if failed := broadcast_object_list(failed)[0]:
+            raise NotWrittenError(failed)
+
     # beginning and resuming
 
     def settings(self):
@@ -285,7 +318,18 @@ class Pretraining:
             self.accelerator.print(f"{self.output_dir}: no checkpoint was written yet; starting from the beginning.")
         elif resumed:
             self.load_checkpoint()
-        if self.accelerator.is_main_process and not self.is_finished():
+        if not self.is_finished():
+            self.on_main(self.make_folder, bool(resumed))
+        if self.accelerator.log_with and not self.is_finished():
+            flat = {
+                k: v for a in self.arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))
+            }
+            name = {"name": self.options.run_name} if self.options.run_name else {}
+            self.accelerator.init_trackers("atomica", config=flat, init_kwargs={"wandb": name, "trackio": name})
+
+    def make_folder(self, resumed):
+        """The output folder as it was at this step."""
+        with writing(self.output_dir, 0):
             self.output_dir.mkdir(parents=True, exist_ok=True)
             clear_leftovers(self.output_dir)
             for later in checkpoints(self.output_dir):
@@ -294,13 +338,8 @@ class Pretraining:
                     remove(later)
             (self.output_dir / RESULTS_FILE).unlink(missing_ok=True)
             for row in self.metrics.keep_until(self.step):
-                if row["split"] != "skipped":
+                if row["split"] not in (SKIPPED, LEFT_OUT):
                     self.latest[row["split"]] = means_of(row)
-        if self.accelerator.log_with and not self.is_finished():
-            flat = {
-                k: v for a in self.arguments for k, v in dataclasses.asdict(a).items() if isinstance(v, (int, float, str, bool))
-            }
-            self.accelerator.init_trackers(self.options.run_name or "atomica", config=flat)
 
     def load_checkpoint(self):
         chosen = [None]
@@ -308,7 +347,7 @@ class Pretraining:
             chosen = [str(find_checkpoint(self.options.resume_from_checkpoint, self.output_dir))]
         folder = Path(broadcast_object_list(chosen)[0])
         state, tensors = read_checkpoint(folder, self.settings())
-        self.plain_model.load_state_dict(tensors["model"])
+        load_whole(self.plain_model, tensors["model"])
         raw = self.optimizer.optimizer
         load_optimizer_tensors(self.plain_model, raw, tensors["optimizer"])
         if self.ema is not None:
@@ -319,6 +358,7 @@ class Pretraining:
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.guard.load(state["guard"])
+        self.left_out = {(row["name"], row["file"]): row for row in state["left_out"]}
         rank = self.accelerator.process_index
         self.meter.load(state["meters"][rank])
         self.position = state["positions"][rank]
@@ -330,21 +370,20 @@ class Pretraining:
         return self.step >= self.total_steps and (self.output_dir / RESULTS_FILE).exists()
 
     def save_checkpoint(self):
-        if not all(p.isfinite().all() for p in self.model.parameters()):
-            raise UsageError(f"Weights are not finite after step {self.step}; try a smaller --learning_rate.")
         meters, positions = gather_object([self.meter.state()]), gather_object([self.position])
-        if self.accelerator.is_main_process:
-            scaler, model = self.accelerator.scaler, self.plain_model
-            tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self.optimizer.optimizer)}
-            if self.ema is not None:
-                tensors["ema"] = self.ema.state_dict()
-            state = {
-                "step": self.step, "epoch": self.epoch, "positions": positions, "meters": meters, "seconds": self.seconds,
-                "scheduler": self.scheduler.state_dict(), "scaler": scaler.state_dict() if scaler else None,
-                "guard": self.guard.state(), "settings": self.settings(),
-            }  # fmt: skip
-            write_checkpoint(self.output_dir, tensors, state, self.options.save_total_limit)
-        self.accelerator.wait_for_everyone()
+        scaler, model = self.accelerator.scaler, self.plain_model
+        tensors = {"model": model.state_dict(), "optimizer": optimizer_tensors(model, self.optimizer.optimizer)}
+        tensors = {name: whole_tensors(part) for name, part in tensors.items()}
+        if not all(value.isfinite().all() for value in tensors["model"].values()):
+            raise UsageError(f"Weights are not finite after step {self.step}; try a smaller --learning_rate.")
+        if self.ema is not None:
+            tensors["ema"] = self.ema.state_dict()
+        state = {
+            "step": self.step, "epoch": self.epoch, "positions": positions, "meters": meters, "seconds": self.seconds,
+            "scheduler": self.scheduler.state_dict(), "scaler": scaler.state_dict() if scaler else None,
+            "guard": self.guard.state(), "settings": self.settings(), "left_out": list(self.left_out.values()),
+        }  # fmt: skip
+        self.on_main(write_checkpoint, self.output_dir, tensors, state, self.options.save_total_limit)
 
     # training
 
@@ -377,18 +416,19 @@ class Pretraining:
         """Adds up over processes what the losses of the next step are divided by."""
         names = (*self.losses, "complexes")
         weights = [sum(batch.weights[name] for batch in window) for name in self.losses]
-        mine = [*weights, sum(batch.num_complexes for batch in window), len(window), more, self.termination.asked]
+        mine = [*weights, sum(batch.num_complexes for batch in window), len(window), more]
+        mine += [sum(len(batch.left_out) for batch in window), self.termination.asked]
         every = [mine]
         if self.accelerator.num_processes > 1:
             every = self.accelerator.gather(torch.tensor(every, dtype=torch.float64, device=self.accelerator.device)).tolist()
-        *totals, batches, mores, stops = zip(*every)
-        return Agreement(dict(zip(names, map(sum, totals))), int(max(batches)), any(mores), any(stops))
+        *totals, batches, mores, left_out, stops = zip(*every)
+        return Agreement(dict(zip(names, map(sum, totals))), int(max(batches)), any(mores), int(sum(left_out)), any(stops))
 
     def make_step(self, window, agreed):
         """One optimizer step over the batches of all processes; returns the norm of its gradient."""
         seen = []
         for number in range(agreed.batches):
-            is_real = number < len(window)
+            is_real = number < len(window) and window[number].num_complexes > 0
             batch = window[number] if is_real else self.filler_batch()
             batch = batch.to(self.accelerator.device, self.dtype)
             # so that dropout, too, does not depend on where a run was resumed
@@ -400,8 +440,8 @@ class Pretraining:
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             if is_real:
                 seen.append((batch, measures))
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm))
-        reason = self.guard.reason_to_skip(norm)
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)))
+        reason = self.guard.reason_to_skip(norm, agreed.totals["complexes"] > 0)
         if reason is None:
             for batch, measures in seen:
                 self.meter.add(measures, batch.modalities)
@@ -413,6 +453,8 @@ class Pretraining:
         if self.ema is not None and reason is None:
             self.ema.update_parameters(self.plain_model)
         self.step += 1
+        if agreed.left_out:
+            self.say_left_out(window, self.data.origin)
         if reason is not None:
             self.say_skipped(reason, norm, seen)
         return norm
@@ -425,7 +467,8 @@ class Pretraining:
 
     def loss(self, batch, totals, is_real):
         """-> (part of the loss of the step that this batch gives, measures of its complexes)."""
-        output = self.model(**batch.inputs)
+        with self.accelerator.autocast():
+            output = self.model(**batch.inputs)
         values = self.complex_losses.losses(output, batch.inputs)
         measures = self.complex_losses.measures(output, batch.inputs, values)
         loss = 0.0 * output.pooler_output.sum()  # distributed training wants every parameter in the graph
@@ -459,16 +502,38 @@ class Pretraining:
         found = gather_object(mine)
         bad = [pair for pair in found if not math.isfinite(pair[1])]
         bad = bad or sorted(found, key=lambda pair: -pair[1])[:3]
-        names = ", ".join(name for name, _ in bad[:10])
+        names = ", ".join(name for name, _ in bad[:10]) or "none was left"
+        row = {"step": self.step, "epoch": self.epoch, "split": SKIPPED, "reason": reason, "gradient_norm": str(norm)}
+        self.on_main(self.metrics.add, {**row, "examples": [name for name, _ in bad]})
         if self.accelerator.is_main_process:
-            row = {"step": self.step, "epoch": self.epoch, "split": "skipped", "reason": reason, "gradient_norm": str(norm)}
-            self.metrics.add({**row, "examples": [name for name, _ in bad]})
             print(f"Step {self.step} was skipped: the gradient is {reason} (norm {norm:.3g}); see {names}.")
         if self.guard.exhausted:
             raise UsageError(
                 f"{self.guard.in_a_row} steps in a row were skipped until step {self.step}, the last because its gradient was "
-                f"{reason} (examples: {names}); try a smaller --learning_rate, or --max_skipped_steps."
+                f"{reason} (examples: {names}); {self.left_out_text()}; try a smaller --learning_rate, or "
+                "--max_skipped_steps."
             )
+
+    def left_out_text(self):
+        if not self.left_out:
+            return "no damaged examples"
+        first = next(iter(self.left_out.values()))
+        return (
+            f"{len(self.left_out)} damaged examples were left out, first {first['name']} of {first['file']}: {first['reason']}"
+        )
+
+    def say_left_out(self, batches, origin):
+        """Names the damaged examples of these batches of all processes, each the first time that it comes."""
+        found = [
+            {"name": name, "file": str(origin(index)), "reason": reason}
+            for batch in batches
+            for name, index, reason in batch.left_out
+        ]
+        new = {(row["name"], row["file"]): row for row in gather_object(found)}
+        for row in [row for key, row in new.items() if key not in self.left_out]:
+            self.left_out[row["name"], row["file"]] = row
+            self.on_main(self.metrics.add, {"step": self.step, "epoch": self.epoch, "split": LEFT_OUT, **row})
+            self.accelerator.print(f"{row['file']}: {row['name']} is left out: {row['reason']}.")
 
     def after_step(self, norm, agreed):
         """Logs, validates and saves where it is time to; then the place is that of the next step."""
@@ -502,8 +567,7 @@ class Pretraining:
     def log(self, split, means, more=None):
         self.latest[split] = means
         row = {"step": self.step, "epoch": self.epoch, "split": split, **means, **(more or {})}
-        if self.accelerator.is_main_process:
-            self.metrics.add(row)
+        self.on_main(self.metrics.add, row)
         if self.accelerator.log_with:
             values = {f"{split}/{name}": value for name, value in row.items() if isinstance(value, float)}
             self.accelerator.log(values, step=self.step)
@@ -513,14 +577,21 @@ class Pretraining:
         """The losses on the validation data, always with the same puzzles."""
         meter, model = self.new_meter(self.loss_weights), self.final_model
         model.eval()
-        batches = self.data.validation.batches(0, self.data.validation.start)
-        for batch in tqdm(batches, desc="Validating", disable=not self.accelerator.is_main_process, leave=False):
-            batch = batch.to(self.accelerator.device, self.dtype)
+        batches, damaged = self.data.validation.batches(0, self.data.validation.start), []
+        rounds = range(self.data.validation.rounds)  # as many for every process, or a model that is shared out would wait
+        for _ in tqdm(rounds, desc="Validating", disable=not self.accelerator.is_main_process, leave=False):
+            found = next(batches, None)
+            damaged += [found] if found is not None and found.left_out else []
+            is_real = found is not None and found.num_complexes > 0
+            batch = (found if is_real else self.filler_batch()).to(self.accelerator.device, self.dtype)
             with self.accelerator.autocast():
                 output = model(**batch.inputs)
+            if not is_real:
+                continue
             values = self.complex_losses.losses(output, batch.inputs)
             meter.add(self.complex_losses.measures(output, batch.inputs, values), batch.modalities)
         self.model.train()
+        self.say_left_out(damaged, lambda index: self.arguments[1].validation_file or "validation")
         means = meter.means(self.accelerator)
         self.log("validation", means)
         self.accelerator.print(f"step {self.step} validation: loss {means['loss']:.3f} {short(means)}")
@@ -531,19 +602,32 @@ class Pretraining:
         """Saves the final model with its card, picture and results."""
         self.accelerator.wait_for_everyone()
         self.seconds += time.time() - self.started
+        self.on_main(self.save_results, whole_tensors(self.final_model.state_dict()))
         if self.accelerator.is_main_process:
-            self.save_model()
-            picture = plot_losses(self.metrics.rows(), self.output_dir / "losses.png")
-            results = {
-                "steps": self.step, "new_steps": self.step - self.first_step, "skipped_steps": self.guard.skipped,
-                **self.latest,
-            }  # fmt: skip
-            write_text(self.output_dir / RESULTS_FILE, json.dumps(results, indent=1))
-            where = f"; losses over steps in {picture}." if picture else "."
+            has_picture = (self.output_dir / PICTURE_FILE).exists()
+            where = f"; losses over steps in {self.output_dir / PICTURE_FILE}." if has_picture else "."
             print(f"Saved the model, processor and tokenizer in {self.output_dir}{where}")
+            print(f"{self.left_out_text()}.") if self.left_out else None
             print("\n".join(table(self.latest)))
-            if self.options.push_to_hub:
-                push(self.output_dir, self.options)
+            self.push()
+
+    def push(self):
+        if self.accelerator.is_main_process and (self.options.push_to_hub or self.options.hub_dry_run):
+            push(self.output_dir, self.options)
+
+    def save_results(self, tensors):
+        temporary = self.output_dir / "model.tmp"
+        with writing(self.output_dir / "model.safetensors", num_bytes(tensors), temporary):
+            self.save_model(temporary, tensors)
+        results = {
+            "steps": self.step, "new_steps": self.step - self.first_step, "skipped_steps": self.guard.skipped,
+            "left_out_examples": len(self.left_out), **self.latest,
+        }  # fmt: skip
+        results = json.dumps(results, indent=1)
+        with writing(self.output_dir / PICTURE_FILE, 200_000):
+            plot_losses(self.metrics.rows(), self.output_dir / PICTURE_FILE)
+        with writing(self.output_dir / RESULTS_FILE, len(results)):
+            write_text(self.output_dir / RESULTS_FILE, results)
 
     def close(self):
         """Lets go of DDP before its process group: in the other order the two can wait for each other without end."""
@@ -553,10 +637,13 @@ class Pretraining:
         gc.collect()
         self.accelerator.end_training()
 
-    def save_model(self):
-        temporary = self.output_dir / "model.tmp"
+    def save_model(self, temporary, tensors):
         shutil.rmtree(temporary, ignore_errors=True)
-        self.final_model.save_pretrained(temporary)
+        model = self.final_model
+        if type(model) is not AtomicaForPreTraining:  # fully_shard makes a class of its own, which the saved folder would name
+            model = AtomicaForPreTraining(self.config).to(self.dtype)
+            model.load_state_dict(tensors)
+        model.save_pretrained(temporary)
         self.processor.save_pretrained(temporary)
         counts = {
             "train": self.data.num_train, "validation": self.data.num_validation, "steps": self.step,
@@ -576,15 +663,27 @@ def inputs_of(view):
     return {name: view[name] for name in names if name in view}
 
 
+def files_to_upload(output_dir):
+    """Names and sizes in bytes of what is uploaded of a finished run: the files that open the model, its card and what the card
+    is made of; no checkpoints, data or logs."""
+    found = [path for path in sorted(Path(output_dir).iterdir()) if path.is_file()]
+    return {path.name: path.stat().st_size for path in found if any(fnmatch(path.name, pattern) for pattern in UPLOADED)}
+
+
 def push(output_dir, optimization):
-    """Uploads the final model, without checkpoints and data."""
+    """Uploads the final model, or on request only says what that would be."""
+    files = files_to_upload(output_dir)
+    name = optimization.hub_model_id or Path(optimization.output_dir).name
+    if optimization.hub_dry_run:
+        print(f"--push_to_hub would upload {len(files)} files, {sum(files.values()):,} bytes, to {name}:")
+        print("\n".join(f"{size:>15,}  {file}" for file, size in files.items()))
+        return
     from huggingface_hub import HfApi
 
     api = HfApi()
-    name = optimization.hub_model_id or Path(optimization.output_dir).name
     repository = api.create_repo(name, private=optimization.hub_private_repo or None, exist_ok=True).repo_id
     api.upload_folder(
-        repo_id=repository, folder_path=str(output_dir), ignore_patterns=["checkpoint-*", "data/*", "*.tmp*"],
+        repo_id=repository, folder_path=str(output_dir), allow_patterns=list(files),
         commit_message="Upload model",
     )  # fmt: skip
     print(f"Uploaded to {repository}.")
@@ -596,7 +695,7 @@ def main(argv=None):
     check_output(optimization)
     output_dir = Path(optimization.output_dir)
     begun = output_dir.is_dir()
-    accelerator = make_accelerator(optimization)
+    accelerator, is_sharded = make_accelerator(optimization)
     set_seed(optimization.seed)
     processor = load_processor(model_arguments)
     model = load_model(model_arguments, puzzle.task, processor)
@@ -606,10 +705,11 @@ def main(argv=None):
     data = load_training_data(
         data_arguments, optimization.seed, processor, model.config, accelerator, output_dir / "data", collators
     )
-    run = Pretraining(accelerator, arguments, model, processor, data)
+    run = Pretraining(accelerator, arguments, model, processor, data, is_sharded)
     run.begin(begun)
     if run.is_finished():
-        accelerator.print(f"Nothing left to do: {run.step} of {run.total_steps} steps are done.")
+        accelerator.print(f"Nothing left to train: {run.step} of {run.total_steps} steps are done.")
+        run.push()
     else:
         run.train()
         if run.stopped:
@@ -619,8 +719,16 @@ def main(argv=None):
     run.close()
 
 
+def leave(error):
+    """Says what was wrong, and ends with the code 1."""
+    print(f"run_pretraining.py: error: {error}", file=sys.stderr, flush=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(1)  # else taking DDP down can wait without end for the other processes
+    sys.exit(1)
+
+
 if __name__ == "__main__":
     try:
         main()
     except (StructureError, UsageError, OSError) as error:
-        sys.exit(f"run_pretraining.py: error: {error}")
+        leave(error)

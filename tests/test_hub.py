@@ -41,7 +41,7 @@ def test_the_folder_is_uploaded_without_checkpoints_and_data(pushed):
     files = repository["files"]
     expected = {"config.json", "model.safetensors", "README.md", "modeling_atomica.py", "vocab.json", "processor_config.json"}
     assert expected <= set(files)
-    assert not [path for path in files if path.startswith(("checkpoint", "data/")) or ".tmp" in path]
+    assert not [path for path in files if "/" in path or path.endswith((".tmp", ".jsonl", ".lock"))]
     assert list((folder / "out").glob("checkpoint-*"))  # there were some
     assert all(content == (folder / "out" / path).read_bytes() for path, content in files.items())
 
@@ -75,3 +75,8 @@ def test_a_wrong_token_is_an_error_and_the_model_is_kept(pushed):
     )  # fmt: skip
     assert done.returncode != 0 and (folder / "again" / "model.safetensors").exists()
     assert "401" in done.stderr and "Traceback" not in done.stderr
+    again = ("run_pretraining.py", "--train_file", folder / "few.csv", "--output_dir", folder / "again", *TINY)
+    pushed_later = run(*again, "--resume_from_checkpoint", "latest", "--push_to_hub", **environment)
+    assert pushed_later.returncode == 0, pushed_later.stderr[-3000:]
+    files = pushed[0].repositories[f"{USER}/again"]["files"]
+    assert files["model.safetensors"] == (folder / "again" / "model.safetensors").read_bytes()

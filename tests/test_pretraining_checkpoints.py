@@ -1,7 +1,9 @@
 """Runs that are killed, stopped and damaged go on as if nothing had been: the same weights to the last bit."""
 
+import errno
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -14,8 +16,13 @@ import pretraining_checkpoints
 import run_pretraining
 from prepare_dataset import prepare
 from pretraining_arguments import UsageError
-from pretraining_checkpoints import checkpoints, damage, find_checkpoint, read_checkpoint, write_checkpoint
+from pretraining_checkpoints import NotWrittenError, checkpoints, damage, find_checkpoint, read_checkpoint, write_checkpoint
 
+
+try:
+    import resource
+except ImportError:  # Windows, where no test forks
+    resource = None
 
 STEPS = ["--max_train_steps", 9, "--checkpointing_steps", 2, "--logging_steps", 3, "--max_blocks_per_batch", 10]
 STEPS += ["--gradient_accumulation_steps", 2, "--hidden_dropout_prob", 0.2, "--ema_decay", 0.9, "--spike_factor", 50]
@@ -211,6 +218,65 @@ def test_a_stream_and_two_processes_are_resumed_alike(processes, workers, data, 
 
 def die_at_step_seven():
     run_pretraining.Pretraining.make_step = at_call(7, run_pretraining.Pretraining.make_step)
+
+
+def with_room_for(size, function):
+    """`function`, while which is called no file of the process can grow beyond `size` bytes, as if the disk were full."""
+
+    def call(*arguments, **more):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            return function(*arguments, **more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    return call
+
+
+FULL_AT = {  # what cannot be written: where it is written, by which call, bytes that a file may have, checkpoints that are left
+    "checkpoint-4": (run_pretraining, "write_checkpoint", 2, 20_000, ["checkpoint-2"]),
+    "metrics.jsonl": (run_pretraining.MetricsFile, "add", 2, 1000, ["checkpoint-2"]),
+    "model.safetensors": (run_pretraining.Pretraining, "save_model", 1, 20_000, ["checkpoint-6", "checkpoint-8"]),
+}
+
+
+@needs_fork
+@pytest.mark.parametrize("what, processes", [*((what, 1) for what in FULL_AT), ("checkpoint-4", 2)])
+def test_a_full_disk_ends_the_run_and_loses_nothing(what, processes, data, undisturbed, tmp_path):
+    where, name, number, size, left = FULL_AT[what]
+    output, log = tmp_path / "full", tmp_path / "log"
+    command = options(data / "prepared", output, *STEPS)
+
+    def patch():
+        function = getattr(where, name)
+        setattr(where, name, at_call(number, function, with_room_for(size, function)))
+
+    codes = end(begin(command, log, processes, patch=patch))
+    text = (tmp_path / "log.0").read_text()
+    assert codes == [1] * processes, text[-2000:]
+    assert f"NotWrittenError: {output / what} could not be written: " in text and "File too large" in text
+    assert re.search(r"\([\d,]+ bytes needed, [\d,]+ free", text) and "--resume_from_checkpoint latest" in text
+    assert [folder.name for folder in checkpoints(output)] == left and not any(map(damage, checkpoints(output)))
+    assert not list(output.glob("*.tmp*")) and not (output / "all_results.json").exists()
+    assert (output / "metrics.jsonl").read_text().endswith("\n") or not rows(output)
+    complete([*command, *LATEST], log, processes)
+    if processes == 1:
+        assert_same_run(output, undisturbed)
+
+
+def test_a_flush_that_fails_for_want_of_room_is_no_checkpoint(tmp_path, monkeypatch):
+    """As on network disks, which take what is written and say only then that it does not fit."""
+    tensors = {"model": {"a": torch.ones(1000)}}
+    write_checkpoint(tmp_path, tensors, {"step": 1})
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NotWrittenError, match=r"checkpoint-2 could not be written: No space left.*4,0\d\d bytes needed"):
+        write_checkpoint(tmp_path, tensors, {"step": 2})
+    assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-1"]
+    assert damage(tmp_path / "checkpoint-1") is None
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The script launched as users launch it. The sizes are tiny; what is checked is what comes out."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -40,7 +41,8 @@ def finished(molecules, tmp_path_factory):
     """One launched run: six steps, a checkpoint every two."""
     output = tmp_path_factory.mktemp("run") / "model"
     done = run(
-        "run_pretraining.py", *command(molecules, output, *SIX_STEPS, "--report_to", "tensorboard", "--save_total_limit", 2)
+        "run_pretraining.py",
+        *command(molecules, output, *SIX_STEPS, "--report_to", "tensorboard", "--save_total_limit", 2, "--hub_dry_run"),
     )
     assert done.returncode == 0, done.stderr
     return output, done
@@ -68,8 +70,25 @@ def test_the_launched_script_says_what_it_did(finished):
     assert list(output.glob("**/events.out.tfevents*"))
 
 
-def test_the_folder_opens_in_a_fresh_offline_process(finished, tmp_path):
-    code = """
+def test_what_would_be_uploaded_is_all_that_a_user_needs(finished, tmp_path):
+    """The files listed by the dry run, copied alone: they open in a process without a network, and nothing else is listed."""
+    output, done = finished
+    listed = re.findall(r"^ +([\d,]+)  (\S+)$", done.stdout, re.MULTILINE)
+    total = sum(int(size.replace(",", "")) for size, _ in listed)
+    assert f"would upload {len(listed)} files, {total:,} bytes, to {output.name}:" in done.stdout
+    for size, name in listed:
+        assert (output / name).stat().st_size == int(size.replace(",", ""))
+        shutil.copy(output / name, tmp_path / name)
+    names = {name for _, name in listed}
+    code = {path.name for path in ROOT.glob("*_atomica.py")}
+    others = {"config.json", "model.safetensors", "processor_config.json", "tokenizer_config.json", "vocab.json", "README.md",
+              "losses.png", "all_results.json"}  # fmt: skip
+    assert others <= names and names - others <= code and len(names - others) > 5
+    opened = run("-c", OPEN, tmp_path, tmp_path / "again", HF_HOME=str(tmp_path / "cache"), PYTHONPATH="")
+    assert opened.returncode == 0 and "vector 8" in opened.stdout, opened.stderr[-3000:]
+
+
+OPEN = """
 import sys
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoProcessor, AutoTokenizer
 folder, again = sys.argv[1:]
@@ -84,7 +103,10 @@ assert (one == two).all() and (one == three).all() and tokens == parts[AutoToken
 assert "atomica_hf" not in sys.modules
 print("vector", one.shape[1], inputs["input_ids"].shape)
 """
-    done = run("-c", code, finished[0], tmp_path / "again", HF_HOME=str(tmp_path / "cache"), PYTHONPATH="")
+
+
+def test_the_folder_opens_in_a_fresh_offline_process(finished, tmp_path):
+    done = run("-c", OPEN, finished[0], tmp_path / "again", HF_HOME=str(tmp_path / "cache"), PYTHONPATH="")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "vector 8" in done.stdout
 
@@ -169,7 +191,9 @@ def test_the_shipped_configurations_are_ones_of_accelerate():
     found = {path.stem: load_config_from_file(str(path)) for path in (ROOT / "docs" / "accelerate").glob("*.yaml")}
     assert {name: (one.num_machines, one.num_processes, one.use_cpu) for name, one in found.items()} == {
         "cpu": (1, 1, True), "one_gpu": (1, 1, False), "eight_gpus": (1, 8, False), "four_nodes": (4, 32, False),
+        "fsdp": (1, 8, False),
     }  # fmt: skip
+    assert found["fsdp"].fsdp_config == {"fsdp_version": 2}
 
 
 def test_atomicas_command_line_is_understood(molecules, tmp_path):
@@ -390,6 +414,8 @@ def test_what_is_pushed_to_the_hub(finished, molecules, tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 
+    from run_pretraining import files_to_upload
+
     calls = {}
 
     class Client:
@@ -402,11 +428,19 @@ def test_what_is_pushed_to_the_hub(finished, molecules, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Client)
     output = tmp_path / "to-share"
-    run_pretraining.main(command(molecules, output, "--max_train_steps", 1, "--push_to_hub", "--hub_private_repo"))
+    trained = command(molecules, output, "--max_train_steps", 1, "--report_to", "tensorboard", "--hub_private_repo")
+    run_pretraining.main([*trained, "--hub_dry_run"])
+    assert not calls
+    (output / "optimizer.safetensors").write_bytes(b"a stray file")
+    (output / "my_notes.py").write_text("another one")
+    run_pretraining.main([*trained, "--resume_from_checkpoint", "latest", "--push_to_hub"])  # of a finished run
     assert calls["repository"] == ("to-share", {"private": True, "exist_ok": True})
     assert calls["upload"]["repo_id"] == "someone/to-share"
     files = [path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()]
-    pushed = set(filter_repo_objects(files, ignore_patterns=calls["upload"]["ignore_patterns"]))
+    pushed = set(filter_repo_objects(files, allow_patterns=calls["upload"]["allow_patterns"]))
+    assert pushed == set(files_to_upload(output))
     assert {"model.safetensors", "config.json", "vocab.json", "modeling_atomica.py", "README.md"} <= pushed
-    assert any(name.startswith("checkpoint-") for name in files)
-    assert not any(name.startswith(("checkpoint-", "data/")) for name in pushed)
+    assert any(name.startswith("checkpoint-") for name in files) and any("tfevents" in name for name in files)
+    assert not [
+        name for name in pushed if "/" in name or name.endswith((".jsonl", ".lock", "optimizer.safetensors", "notes.py"))
+    ]
