@@ -34,6 +34,7 @@ from .geometry_atomica import (
     to_channel_major,
 )
 from .graph_atomica import ComplexIndex, NodeEdges, node_edges, segment_mean, segment_sum
+from .interpretation_atomica import changes, edges_of_copies, interaction_scores
 
 
 NUM_EDGE_TYPES = 4
@@ -347,14 +348,19 @@ class AtomicaEncoder(nn.Module):
         self.readout_out = nn.Linear(scalars, num_scalars)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, edges: NodeEdges):
-        radials = [self.distance_embedding(distances) for _, _, distances in edges.groups]
+    def radials(self, edges: NodeEdges):
+        """Embedded distances of each group of edges."""
+        found = [self.distance_embedding(distances) for _, _, distances in edges.groups]
         if self.long_range_embedding is not None:
-            radials = [
-                radial + self.long_range_embedding(distances) for radial, (_, _, distances) in zip(radials, edges.groups)
-            ]
-        for layer in self.layers:
-            x = layer(x, edges, radials, self.edge_type_embeddings.weight)
+            found = [radial + self.long_range_embedding(distances) for radial, (_, _, distances) in zip(found, edges.groups)]
+        return found
+
+    def forward(self, x, edges: NodeEdges | list[NodeEdges]):
+        """`edges` are the same for all layers, or a list with those of each."""
+        of_layers = edges if isinstance(edges, list) else [edges] * len(self.layers)
+        radials = None if isinstance(edges, list) else self.radials(edges)
+        for layer, own in zip(self.layers, of_layers):
+            x = layer(x, own, self.radials(own) if radials is None else radials, self.edge_type_embeddings.weight)
         parts = zip(split_irreps(x, self.irreps), self.irreps)
         scalars = torch.cat([part.squeeze(-2) for part, irrep in parts if irrep.degree == 0], dim=-1)
         scalars = scalars.to(self.readout_in.weight.dtype)
@@ -592,14 +598,7 @@ class AtomicaPreTrainedModel(PreTrainedModel):
         if "h_interface" in names:
             outputs["h_interface"] = model.pooler(found.h_block, in_segment, index)
         if any(name.startswith("z_") for name in names):
-            irreps = model.atom_encoder.irreps
-            scalars = [p.flatten(-2) for p, irrep in zip(split_irreps(found.atom_irreps, irreps), irreps) if irrep.degree == 0]
-            vectors["z_atom"] = torch.cat([*scalars, gram_invariants(found.atom_irreps, irreps)], dim=-1)
-            parts = (
-                found.h_block,
-                gram_invariants(found.block_irreps, model.block_encoder.irreps),
-                torch.cat(segment_mean_std(vectors["z_atom"], index.block_of_atom, index.total_blocks), dim=-1),
-            )
+            vectors["z_atom"], parts = model.invariants(found)
             vectors["z_block"] = torch.cat(parts, dim=-1)
             for name, chosen in (("z_graph", torch.ones_like(in_segment)), ("z_interface", in_segment)):
                 if name in names:
@@ -608,6 +607,46 @@ class AtomicaPreTrainedModel(PreTrainedModel):
             if name in names:
                 outputs[name] = (index.pad_atoms if name.endswith("atom") else index.pad_blocks)(vectors[name])
         return {name: outputs[name] for name in names}
+
+    def interaction_scores(self, segments=None, readout: str = "z_interface", max_blocks_per_batch: int = 4000, **inputs):
+        """How far a read-out turns when one block is hidden: for each block the cosine between the vector of the whole complex
+        and that of the complex in which this block is `<mask>`, one atom at its centre, as in pretraining. The lower, the
+        more the read-out depends on the block.
+
+        The blocks are hidden one at a time, many copies of a complex in one batch, where nodes that a hidden block cannot have
+        reached are computed once; scores depend on neither. Models that attend to padding see one copy at a time.
+
+        Args:
+            segments (`list[int]`): whose blocks get a score; None for all.
+            readout (`str`): `"z_interface"`, the partner's vector (`z_interface` with `"mean_component_normalized"`; with more
+                than two segments, of all blocks that are not of the hidden block's segment), or `"h_graph"`, the vector of the
+                whole complex, which a lone molecule has too.
+            max_blocks_per_batch (`int`): blocks in one batch, at most, but at least one copy of a complex.
+            inputs: the inputs of `AtomicaModel`; a `graph` among them is not used, because hidden blocks change it.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, num_blocks)`, in double precision where the device has it; NaN on padding,
+            for blocks with special tokens (`<global>`, `<unk>`), and for segments not asked for. It has no gradient.
+
+        Raises:
+            `ValueError`: for a model in training mode, an unknown read-out, a complex without one of the segments, or one
+                without a partner where the read-out needs it.
+        """
+        model = self.base_model
+        if model.training:
+            raise ValueError("The model is in training mode, where dropout would pass for scores; call `model.eval()` first.")
+        inputs.pop("graph", None)
+        names = ("input_ids", "atom_ids", "atom_to_block", "positions", "attention_mask", "token_type_ids", "modality_ids")
+        model.check_inputs(**{**dict.fromkeys((*names, "block_features")), **inputs})
+
+        def read_out(batch, of_partner, are_copies):
+            found = model.encode(**batch, are_copies=are_copies)
+            if readout == "h_graph":
+                return found.h_graph
+            chosen = found.index.unpad_blocks(of_partner) & ~found.index.is_global_block
+            return pool_blocks(model.invariants(found)[1], found.index, chosen, "mean_component_normalized")
+
+        return interaction_scores(read_out, self.config, inputs, segments, readout, max_blocks_per_batch)
 
 
 class Encoding(NamedTuple):
@@ -712,8 +751,10 @@ class AtomicaModel(AtomicaPreTrainedModel):
         modality_ids=None,
         block_features=None,
         graph=None,
+        are_copies=False,
     ):
-        """Inputs as in `forward` -> `Encoding`."""
+        """Inputs as in `forward` -> `Encoding`. With `are_copies`, the complexes are the first one and copies of it of
+        `mask_each_block`: what they share is computed once, without a gradient, and `atom_edges` are a list, one per layer."""
         self.check_inputs(
             input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
         )
@@ -727,7 +768,15 @@ class AtomicaModel(AtomicaPreTrainedModel):
         positions = positions.to(torch.promote_types(positions.dtype, wide))
         index = ComplexIndex(config, input_ids, atom_to_block, positions, attention_mask, token_type_ids, graph)
 
-        atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, wide)
+        if are_copies:
+            changed = index.unpad_atoms(changes(atom_ids) | changes(positions))
+            base = index.flat_atom[0][index.atom_slots % index.num_atoms]
+            atom_edges, changed = edges_of_copies(
+                index.atom_neighbors(), index.atom_positions, base, changed, config.num_hidden_layers,
+                config.direction_softening, wide,
+            )  # fmt: skip
+        else:
+            atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, wide)
         atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
@@ -740,13 +789,33 @@ class AtomicaModel(AtomicaPreTrainedModel):
         atoms = index.attended_atoms()
         blocks = self.atom_to_block_attention(blocks, h_atom[atoms], index.block_of_atom[atoms])
 
-        block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, wide)
+        if are_copies:
+            of_blocks = index.unpad_blocks(changes(input_ids))  # features of another model are hidden with their block
+            of_blocks = of_blocks | (segment_sum(changed.long(), index.block_of_atom, index.total_blocks) > 0)
+            base = (index.block_mask[0].cumsum(0) - 1)[index.block_slots % index.num_blocks]
+            block_edges, _ = edges_of_copies(
+                index.block_neighbors(), index.block_positions, base, of_blocks, config.num_hidden_layers,
+                config.direction_softening, wide,
+            )  # fmt: skip
+        else:
+            block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, wide)
         block_irreps, h_block = self.block_encoder(blocks, block_edges)
         if config.block_feature_sizes and self.block_features_after is not None:
             h_block = self.block_features_after(h_block, block_features, segments)
         takes_part = torch.ones_like(index.is_global_block) if config.global_message_passing else ~index.is_global_block
         h_graph = self.pooler(h_block, takes_part, index)
         return Encoding(index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph)
+
+    def invariants(self, found: Encoding):
+        """z_atom `(total_atoms, width)`, and the three parts of z_block `(total_blocks, ...)`; see `get_representations`."""
+        index, irreps = found.index, self.atom_encoder.irreps
+        scalars = [p.flatten(-2) for p, irrep in zip(split_irreps(found.atom_irreps, irreps), irreps) if irrep.degree == 0]
+        z_atom = torch.cat([*scalars, gram_invariants(found.atom_irreps, irreps)], dim=-1)
+        return z_atom, (
+            found.h_block,
+            gram_invariants(found.block_irreps, self.block_encoder.irreps),
+            torch.cat(segment_mean_std(z_atom, index.block_of_atom, index.total_blocks), dim=-1),
+        )
 
     def forward(
         self,

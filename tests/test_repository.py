@@ -4,11 +4,11 @@ import re
 
 from conftest import ROOT, run
 
-from atomica_hf.configuration_atomica import AUTO_MAP
+from atomica_hf.configuration_atomica import AUTO_MAP, CUSTOM_PIPELINES
 
 
 FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "molecule", "macromolecule", "structure"]
-FLAT += ["processing", "convolution_triton", "geometry", "graph", "data_collator", "modeling"]
+FLAT += ["processing", "convolution_triton", "geometry", "graph", "interpretation", "data_collator", "modeling", "pipelines"]
 
 
 def test_the_clone_opens_with_the_auto_classes(tmp_path):
@@ -37,8 +37,9 @@ def test_the_flat_files_import_only_what_stands_above_them():
         assert not re.findall(r"^\s*from \. import|^\s*import \.", text, re.MULTILINE)
         assert not re.search(r"^\s*(import|from) (e3nn|torch_scatter|torch_cluster|torch_geometric)", text, re.MULTILINE)
     assert "tokenization" not in (ROOT / "processing_atomica.py").read_text().split('"""', 2)[2].split("class ")[0]
-    for target in AUTO_MAP.values():
-        file, cls = (target if isinstance(target, str) else target[0]).split(".")
+    targets = [target if isinstance(target, str) else target[0] for target in AUTO_MAP.values()]
+    for target in targets + [entry["impl"] for entry in CUSTOM_PIPELINES.values()]:
+        file, cls = target.split(".")
         assert f"class {cls}(" in (ROOT / f"{file}.py").read_text(encoding="utf-8")
 
 
@@ -46,6 +47,8 @@ def test_help_lists_every_option():
     for script in (
         "run_pretraining.py",
         "run_embedding.py",
+        "run_fill_mask.py",
+        "run_denoising.py",
         "run_finetune.py",
         "run_benchmark.py",
         "prepare_dataset.py",

@@ -1,0 +1,156 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Structures -> which blocks the model's view of an interaction hangs on: a table, structure files, drawings, pages.
+
+python run_interaction_scores.py --model_name_or_path my-atomica --input_file complexes.csv --output_dir scores
+python run_interaction_scores.py --model_name_or_path my-atomica --input_file complex.cif --output_dir scores \\
+    --segments 0 --top 20
+"""
+
+import csv
+import json
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from atomic_files import replacing, write_text
+from atomica_hf import StructureError
+from atomica_hf.component_atomica import Origin
+from atomica_hf.interpretation_atomica import READOUTS, check_arguments
+from atomica_hf.processing_atomica import pad_examples
+from prepare_dataset import for_model, load_examples
+from run_embedding import best_device, load_model, model_inputs
+from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
+
+
+LARGEST_DRAWING = 150  # atoms of a molecule
+
+
+@dataclass
+class InteractionArguments:
+    model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model.")
+    input_file: str = HfArg(help="What to look at: .smi .csv .sdf .pdb .cif, an index CSV, a folder, or a prepared dataset.")
+    output_dir: str = HfArg(help="Folder for scores.csv, report.json, and the files of each complex.")
+    segments: list[int] = HfArg(
+        default_factory=list, help="Sides whose blocks get a score: 0, 1, ...; without this option all of them."
+    )
+    readout: str = HfArg(
+        default="z_interface",
+        metadata={"choices": list(READOUTS)},
+        help="What is compared: z_interface, the partner's vector; h_graph, that of the whole complex or lone molecule.",
+    )
+    top: int = HfArg(default=50, help="Blocks in the table of a page; the CSV file has all.")
+    pages: bool = HfArg(default=True, help="Whether a page, a structure file and drawings are written for each complex.")
+    max_samples: int | None = HfArg(default=None, help="Read only this many inputs.")
+    max_blocks_per_batch: int = HfArg(default=4000, help="Blocks in one batch, all copies of the complex together.")
+    num_proc: int = HfArg(default=1, help="Processes that read the input.")
+    device: str | None = HfArg(default=None, help="cpu, cuda, mps; by default the best there is.")
+    dtype: str = HfArg(default="float32", metadata={"choices": ["float32", "float64"]}, help="Precision of the model.")
+
+
+def scores_of(model, example, segments=None, readout="z_interface", max_blocks_per_batch=4000):
+    """An example of `AtomicaProcessor.encode` -> scores of its blocks `(num_blocks,)`; see `interaction_scores`."""
+    batch = {key: value.to(model.device) for key, value in pad_examples([example], model_inputs(model.config)).items()}
+    batch["positions"] = batch["positions"].to(model.dtype)
+    return model.interaction_scores(segments, readout, max_blocks_per_batch, **batch)[0].cpu().numpy()
+
+
+def file_name(index, name):
+    """What the files of a complex are called, whatever its name holds."""
+    return f"{index:05d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:60].strip('_') or 'complex'}"
+
+
+def structure_suffix(example):
+    """`.pdb`, or `.cif` for what does not fit into a PDB file."""
+    origins = [Origin.from_text(origin) for origin in set(example["block_origins"])]
+    fits = len(example["atom_ids"]) < 99_999 and all(len(o.chain) < 2 and -999 <= (o.number or 0) <= 9999 for o in origins)
+    return ".pdb" if fits else ".cif"
+
+
+def write_files(folder, name, example, scores, rows, processor, caption, top):
+    """The structure with B-factors, drawings of small molecules, and the page of one complex."""
+    path = folder / f"{name}{structure_suffix(example)}"
+    with replacing(path) as temporary:
+        processor.to_pdb(example, b_factors(scores), temporary)
+    drawings = []
+    for segment, is_polymer in enumerate(example.get("segment_is_polymer", ())):
+        size = sum(example["token_type_ids"][block] == segment for block in example["atom_to_block"]) - 1
+        if is_polymer or not 1 < size <= LARGEST_DRAWING:
+            continue
+        mol, blocks = molecule_of(example, segment)
+        if mol is not None and not np.isnan(scores[blocks]).all():
+            drawings.append(draw_fragments(mol, blocks, scores))
+            write_text(folder / f"{name}_{segment}.svg", drawings[-1])
+    write_text(folder / f"{name}.html", page(example["name"], example, scores, rows, caption, drawings, top))
+
+
+def check(arguments):
+    """
+    Raises:
+        `StructureError`: naming the option that is wrong.
+    """
+    try:
+        check_arguments(arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
+    except ValueError as error:
+        raise StructureError("usage", f"--segments, --readout, --max_blocks_per_batch: {error}") from error
+    if arguments.top < 1:
+        raise StructureError("usage", f"--top is {arguments.top}, expected a positive number.")
+    if Path(arguments.output_dir).is_file():
+        raise StructureError("usage", f"--output_dir {arguments.output_dir} is a file, expected the name of a folder.")
+
+
+def main(argv=None):
+    parser = HfArgumentParser(InteractionArguments, description=__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    check(arguments)
+    model, processor = load_model(arguments.model_name_or_path, arguments.dtype, arguments.device or best_device())
+    if model.config.attend_to_padding:
+        print("This model attends to padding: hidden blocks are looked at one by one, so that no score depends on others.")
+    tokens = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
+    folder, written = Path(arguments.output_dir), 0
+    model_name = Path(arguments.model_name_or_path).name
+    caption = f"Cosine of {arguments.readout} before and after hiding one block. Model: {model_name}."
+    options = (arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
+    with tempfile.TemporaryDirectory() as cache:
+        dataset, report = load_examples(arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples)
+        dataset = for_model(dataset, model.config, arguments.input_file)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            replacing(folder / "scores.csv") as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as stream,
+            tqdm(total=len(dataset), desc="Scores", unit="complex") as bar,
+        ):
+            writer = csv.DictWriter(stream, ["index", "complex", *COLUMNS], lineterminator="\n")
+            writer.writeheader()
+            for index, example in enumerate(dataset):
+                try:
+                    scores = scores_of(model, example, *options)
+                    rows = score_rows(example, scores, tokens)
+                    if arguments.pages:
+                        name = file_name(index, example["name"])
+                        write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
+                except (ValueError, torch.OutOfMemoryError) as error:
+                    report.kept -= 1
+                    report.reject(example["name"], StructureError("no_scores", f"{example['name']}: {error}"))
+                else:
+                    writer.writerows({"index": index, "complex": example["name"], **row} for row in rows)
+                    written += sum(row["rank"] != "" for row in rows)
+                bar.update()
+            if not report.kept:
+                raise StructureError("no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}")
+    write_text(folder / "report.json", json.dumps(report.to_dict(), indent=1))
+    print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StructureError, OSError) as error:
+        sys.exit(f"run_interaction_scores.py: error: {error}")

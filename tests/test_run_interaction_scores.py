@@ -1,0 +1,179 @@
+import csv
+import json
+import re
+
+import gemmi
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, run, tiny_model
+from rdkit import Chem
+
+import run_interaction_scores
+import structure_page
+from atomica_hf import StructureError
+from prepare_dataset import load_examples
+
+
+EVIL = "<script>alert(1)</script> & <b>x</b>"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, processor):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(dtype=torch.float32).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "m.csv"
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows(
+            [("name", "smiles"), (EVIL, "CC(=O)Oc1ccccc1C(=O)O.NCCc1ccc(O)c(O)c1"), ("bad", "c1ccc"), ("lone", "CCO")]
+        )
+    return path
+
+
+def run_main(*options):
+    run_interaction_scores.main([str(x) for x in (*options, "--device", "cpu", "--dtype", "float64")])
+
+
+def read(path):
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_pair_gets_scores_a_structure_drawings_and_a_page(model_folder, table, tmp_path, processor):
+    folder = tmp_path / "out"
+    done = run("run_interaction_scores.py", "--model_name_or_path", model_folder, "--input_file", table, "--output_dir", folder,
+               "--dtype", "float64", "--device", "cpu")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 kept, 2 left out" in done.stdout and "bad" in done.stdout and "no partner to read out" in done.stdout
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert report["kept"] == 1 and {row["reason"] for row in report["rejected"]} == {"smiles_syntax", "no_scores"}
+    rows = read(folder / "scores.csv")
+    assert {row["complex"] for row in rows} == {EVIL}
+    assert [int(row["rank"]) for row in rows] == list(range(1, len(rows) + 1))
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores) and len(set(scores)) > 1
+    example = processor.encode(processor.read(("CC(=O)Oc1ccccc1C(=O)O", "NCCc1ccc(O)c(O)c1"))[0])
+    model, _ = run_interaction_scores.load_model(str(model_folder), "float64")
+    inputs = processor(("CC(=O)Oc1ccccc1C(=O)O", "NCCc1ccc(O)c(O)c1"), return_tensors="pt")
+    expected = model.interaction_scores(**inputs)[0]
+    positions = np.asarray(example["positions"])
+    for row in rows:
+        block = int(row["block"])
+        assert abs(float(expected[block]) - float(row["score"])) < 1e-6
+        assert float(row["b_factor"]) == pytest.approx(1000 * (1 - float(row["score"])), abs=0.006)
+        of_atom = np.asarray(example["token_type_ids"])[example["atom_to_block"]]
+        mine = np.asarray(example["atom_to_block"]) == block
+        others = (of_atom != int(row["segment"])) & (np.asarray(example["atom_ids"]) != 2)
+        nearest = np.linalg.norm(positions[mine][:, None] - positions[others], axis=-1).min()
+        assert float(row["distance"]) == pytest.approx(nearest, abs=0.006)
+    assert sorted(path.suffix for path in folder.iterdir()) == [".csv", ".html", ".json", ".pdb", ".svg", ".svg"]
+
+    structure = gemmi.read_structure(str(next(folder.glob("*.pdb"))))
+    written = sorted(atom.b_iso for chain in structure[0] for residue in chain for atom in residue)
+    of_block = {int(row["block"]): float(row["b_factor"]) for row in rows}
+    wanted = sorted(of_block[block] for block, atom in zip(example["atom_to_block"], example["atom_ids"]) if atom != 2)
+    assert written == pytest.approx(wanted, abs=0.0051)
+
+    page = next(folder.glob("*.html")).read_text(encoding="utf-8")
+    assert_self_contained(page)
+    assert EVIL not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;x" in page
+    assert page.count("<svg") == 2 and page.count("<tr tabindex") == len(rows)
+    for drawing in folder.glob("*.svg"):
+        assert drawing.read_text(encoding="utf-8").count("ellipse") and "&lt;" not in drawing.read_text(encoding="utf-8")
+
+
+def assert_self_contained(page):
+    library = (ROOT / "third_party" / "3Dmol-min.js").read_text(encoding="utf-8")
+    assert library in page and "University of Pittsburgh" in page.replace(library, "")
+    own = page.replace(library, "")
+    assert not re.search(r"""(?:src|href|action)\s*=|@import|url\(|\bimport\s*\(|fetch\(|XMLHttpRequest""", own)
+    assert "default-src 'none'" in own
+    assert page.count("</script>") == 4 and "</script" not in library and "<!--" not in library
+
+
+def test_residues_of_a_file_have_their_numbers(shared, model_folder, tmp_path):
+    index = tmp_path / "index.csv"
+    folder = shared / "data/complexes/atomica_examples"
+    lines = (folder / "example_inputs.csv").read_text(encoding="utf-8").splitlines()
+    index.write_text("\n".join([lines[0], next(line for line in lines if line.startswith("6hrg"))]), encoding="utf-8")
+    (tmp_path / "6hrg.cif").write_bytes((folder / "6hrg.cif").read_bytes())
+    out = tmp_path / "out"
+    run_main("--model_name_or_path", model_folder, "--input_file", index, "--output_dir", out, "--segments", 0, "--top", 5)
+    rows = read(out / "scores.csv")
+    ranked = [row for row in rows if row["rank"]]
+    assert {row["segment"] for row in ranked} == {"0"} and {row["segment"] for row in rows} == {"0", "1"}
+    assert all(row["score"] == "" for row in rows if row["segment"] == "1")
+    structure = gemmi.read_structure(str(next(out.glob("*.pdb"))))
+    residues = {
+        (chain.name, str(r.seqid.num), r.seqid.icode.strip()): (r.name, {round(atom.b_iso, 2) for atom in r})
+        for chain in structure[0]
+        for r in chain
+    }
+    for row in rows:
+        name, b = residues[row["chain"], row["number"], row["insertion"]]
+        assert name == row["name"] and b == {float(row["b_factor"])}
+    near = [row for row in ranked if float(row["distance"]) < 3]
+    assert {row["name"] for row in near} <= {"CYS", "HIS", "ASP", "GLU"} and near  # what holds a zinc ion
+    page = next(out.glob("*.html")).read_text(encoding="utf-8")
+    assert_self_contained(page)
+    assert page.count("<tr tabindex") == 5 and f"5 of {len(rows)} blocks are listed" in page and len(page) < 700_000
+
+
+def test_a_lone_molecule_is_read_out_as_a_whole(model_folder, tmp_path):
+    table = tmp_path / "m.csv"
+    table.write_text("name,smiles\nx,CC(=O)Nc1ccc(OCC(O)CO)cc1\n", encoding="utf-8")
+    out = tmp_path / "out"
+    base = ("--model_name_or_path", model_folder, "--input_file", table, "--output_dir", out, "--readout", "h_graph")
+    run_main(*base, "--pages", False)
+    rows = read(out / "scores.csv")
+    assert all(row["distance"] == "" and row["score"] for row in rows)
+    assert sorted(path.name for path in out.iterdir()) == ["report.json", "scores.csv"]
+    run_main(*base, "--max_blocks_per_batch", 1)
+    assert read(out / "scores.csv") == rows and list(out.glob("*.html"))
+
+
+def test_what_cannot_be_scored_is_named(model_folder, table, tmp_path):
+    out = tmp_path / "out"
+    good = {"--model_name_or_path": model_folder, "--input_file": table, "--output_dir": out}
+    for change, words in (
+        ({"--model_name_or_path": tmp_path / "nowhere"}, "nowhere"),
+        ({"--input_file": tmp_path / "gone.sdf"}, "gone.sdf: no such file"),
+        ({"--output_dir": table}, "is a file"),
+        ({"--top": 0}, "--top is 0"),
+        ({"--segments": -1}, "--segments"),
+        ({"--segments": 5}, r"`segments` has 5, but complex 0"),
+        ({"--max_blocks_per_batch": 0}, "--max_blocks_per_batch"),
+    ):
+        with pytest.raises(StructureError, match=words):
+            run_main(*(x for pair in {**good, **change}.items() for x in pair))
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_names_of_files_and_colours():
+    assert structure_page.colors([1.0, 0.5, np.nan]) == ["#f2f2f2", "#b2182b", "#9aa5b1"]
+    assert structure_page.colors([1.0, 1.0]) == ["#f2f2f2"] * 2
+    assert structure_page.b_factors([1.0, 0.99, -1.0, np.nan]).tolist() == [0.0, 10.0, 999.99, 0.0]
+    assert run_interaction_scores.file_name(3, "../../etc/passwd") == "00003_etc_passwd"
+    assert run_interaction_scores.file_name(0, "***") == "00000_complex"
+    with pytest.raises(ValueError, match="3 blocks for 2 atoms"):
+        structure_page.draw_fragments(Chem.MolFromSmiles("CC"), [0, 0, 0], [0.5])
+
+
+def test_long_names_of_chains_go_into_mmcif(model_folder, processor, tmp_path, table):
+    example = dict(load_examples(table, processor, tmp_path / "cache", progress=False)[0][0])
+    example["block_origins"] = ["AAA:GLY:1" if origin else "" for origin in example["block_origins"]]
+    scores = np.where(np.array(example["input_ids"]) >= 4, 0.9, np.nan)
+    rows = structure_page.score_rows(
+        example, scores, processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
+    )
+    run_interaction_scores.write_files(tmp_path, "x", example, scores, rows, processor, "", 10)
+    structure = gemmi.read_structure(str(tmp_path / "x.cif"))
+    assert {atom.b_iso for chain in structure[0] for residue in chain for atom in residue} == {100.0}
+    with pytest.raises(ValueError, match="expected one per block"):
+        structure_page.score_rows(example, scores[:-1], [])
