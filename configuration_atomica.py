@@ -1,7 +1,14 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Atomica model configuration."""
 
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedConfig
+
+
+if TYPE_CHECKING:  # never runs: Transformers reads this line, and saves and loads the code of the pipelines with every model
+    from .pipelines_atomica import AtomicaPipeline  # noqa: F401
 
 
 AUTO_MAP = {
@@ -14,6 +21,15 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_atomica.AtomicaForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_atomica.AtomicaForTokenClassification",
 }
+
+CUSTOM_PIPELINES = {  # task: class, and the Auto class that opens its model
+    "atomica-fill-mask": {
+        "impl": "pipelines_atomica.AtomicaFillMaskPipeline", "pt": ["AutoModelForMaskedLM"], "type": "multimodal",
+    },
+    "atomica-feature-extraction": {
+        "impl": "pipelines_atomica.AtomicaFeatureExtractionPipeline", "pt": ["AutoModel"], "type": "multimodal",
+    },
+}  # fmt: skip
 
 ACTIVATIONS = ("relu", "gelu", "elu")
 POOLINGS = ("graph", "block_sum")
@@ -142,12 +158,15 @@ class AtomicaConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # save_pretrained adds only the class that was saved; the full map lets any checkpoint open with any Auto class.
         kwargs["auto_map"] = {**(kwargs.get("auto_map") or {}), **AUTO_MAP}
+        kwargs["custom_pipelines"] = {**(kwargs.get("custom_pipelines") or {}), **deepcopy(CUSTOM_PIPELINES)}
         super().__post_init__(**kwargs)
         self.validate_atomica()
 
     def to_dict(self):
         found = super().to_dict()
         found.pop("conv_implementation", None)  # another machine may have no such device
+        # `pipeline` puts classes into this map, which JSON cannot hold
+        found["custom_pipelines"] = {**(found.get("custom_pipelines") or {}), **deepcopy(CUSTOM_PIPELINES)}
         return found
 
     @property
@@ -212,4 +231,6 @@ class AtomicaConfig(PreTrainedConfig):
             raise ValueError("AtomicaConfig: " + "; ".join(problems) + ".")
 
 
-__all__ = ["ACTIVATIONS", "AUTO_MAP", "CONVOLUTIONS", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig"]
+__all__ = [
+    "ACTIVATIONS", "AUTO_MAP", "CONVOLUTIONS", "CUSTOM_PIPELINES", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig",
+]  # fmt: skip

@@ -220,15 +220,21 @@ class Puzzle:
         self.labels.update(atom_noise_labels=labels, atom_noise_sigma=sigma)
 
     def mask_blocks(self, proportion, rng):
-        """Hides blocks: each becomes a mask token with one mask atom at its centre, without features of another model, which
-        would give it away. A turned bond follows its atoms; one that lay inside a hidden block is gone, because nothing is left
-        of it to see."""
+        """Hides a share of the blocks that are not special, at least one."""
         candidates = np.flatnonzero(self.input_ids >= NUM_SPECIAL_BLOCKS)
+        if len(candidates):
+            candidates = rng.choice(candidates, size=max(1, int(proportion * len(candidates))), replace=False)
+        self.hide(candidates)
+
+    def hide(self, blocks):
+        """Hides the blocks with these indices: each becomes a mask token with one mask atom at its centre, without features of
+        another model, which would give it away. A turned bond follows its atoms; one that lay inside a hidden block is gone,
+        because nothing is left of it to see."""
+        chosen = np.array(blocks, dtype=np.int64)
         labels = np.full(len(self.input_ids), IGNORE_INDEX)
         self.labels["labels"] = labels
-        if not len(candidates):
+        if not len(chosen):
             return
-        chosen = rng.choice(candidates, size=max(1, int(proportion * len(candidates))), replace=False)
         labels[chosen] = self.input_ids[chosen]
         self.input_ids[chosen] = MASK_TOKEN_ID
         if self.features is not None:

@@ -16,6 +16,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,6 +32,7 @@ from .modeling_atomica import (  # noqa: E402
     AtomicaForTokenClassification,
     AtomicaModel,
 )
+from .pipelines_atomica import AtomicaFeatureExtractionPipeline, AtomicaFillMaskPipeline  # noqa: E402
 from .processing_atomica import AtomicaProcessor  # noqa: E402
 from .structure_atomica import ReadReport, Structure, StructureError, read_structures  # noqa: E402
 from .tokenization_atomica import AtomicaTokenizer  # noqa: E402
@@ -53,9 +55,16 @@ for auto, model in (
     model.register_for_auto_class(auto.__name__)
     auto.register(AtomicaConfig, model, exist_ok=True)
 AtomicaForInterfaceContrast._auto_class = "AutoModelForInterfaceContrast"  # there is none; so that its code is saved with it
+for task, cls, auto in (
+    ("atomica-fill-mask", AtomicaFillMaskPipeline, AutoModelForMaskedLM),
+    ("atomica-feature-extraction", AtomicaFeatureExtractionPipeline, AutoModel),
+):
+    if task not in PIPELINE_REGISTRY.supported_tasks:  # for models that are open already; a folder brings its own
+        PIPELINE_REGISTRY.register_pipeline(task, cls, auto, type="multimodal")
 
 __all__ = [
-    "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaForInterfaceContrast", "AtomicaForMaskedLM", "AtomicaForPreTraining",
-    "AtomicaForSequenceClassification", "AtomicaForTokenClassification", "AtomicaModel", "AtomicaPreTrainingCollator",
-    "AtomicaProcessor", "AtomicaTokenizer", "ReadReport", "Structure", "StructureError", "read_structures",
+    "ROOT", "AtomicaCollator", "AtomicaConfig", "AtomicaFeatureExtractionPipeline", "AtomicaFillMaskPipeline",
+    "AtomicaForInterfaceContrast", "AtomicaForMaskedLM", "AtomicaForPreTraining", "AtomicaForSequenceClassification",
+    "AtomicaForTokenClassification", "AtomicaModel", "AtomicaPreTrainingCollator", "AtomicaProcessor", "AtomicaTokenizer",
+    "ReadReport", "Structure", "StructureError", "read_structures",
 ]  # fmt: skip

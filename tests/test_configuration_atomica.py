@@ -3,7 +3,7 @@ import json
 import pytest
 
 from atomica_hf import AtomicaConfig
-from atomica_hf.configuration_atomica import AUTO_MAP
+from atomica_hf.configuration_atomica import AUTO_MAP, CUSTOM_PIPELINES
 
 
 def test_round_trip_keeps_every_value_and_the_full_map(tmp_path):
@@ -11,7 +11,18 @@ def test_round_trip_keeps_every_value_and_the_full_map(tmp_path):
     config.save_pretrained(tmp_path)
     again = AtomicaConfig.from_pretrained(tmp_path)
     assert again.to_dict() == config.to_dict()
-    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["auto_map"] == AUTO_MAP and written["custom_pipelines"] == CUSTOM_PIPELINES
+
+
+def test_pipelines_of_others_are_kept_and_classes_never_written(tmp_path):
+    other = {"impl": "other.OtherPipeline", "pt": ["AutoModel"]}
+    config = AtomicaConfig(custom_pipelines={"other": other, "atomica-fill-mask": {"impl": "old.Old"}})
+    config.custom_pipelines["atomica-fill-mask"]["pt"] = (AtomicaConfig,)  # as `transformers.pipeline` does
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["custom_pipelines"]
+    assert written == {"other": other, **CUSTOM_PIPELINES}
+    assert CUSTOM_PIPELINES["atomica-fill-mask"]["pt"] == ["AutoModelForMaskedLM"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,348 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Repairs perturbed molecules and complexes with the denoising heads of a pretrained model, step by step.
+
+    python run_denoising.py --model_name_or_path my-atomica --input_file pairs.sdf --output_dir out \\
+        --perturb translation=1.0 rotation=0.25 torsion=0.5 --steps 10
+
+With --perturb a good structure is moved by the noise of pretraining, and the distance to where it was is measured; without it
+the structure itself is repaired, and measured against --reference_file if there is one. In the output folder: report.json,
+steps.csv (distances after every step), rmsd.png, arrows.png, and the first trajectories as PDB with several models.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+from transformers import AutoConfig, HfArgumentParser
+from transformers.hf_argparser import HfArg
+
+from atomic_files import save_figure, write_table, write_text
+from atomica_hf import AtomicaForPreTraining, AtomicaProcessor, ReadReport, StructureError, read_structures
+from denoising import (
+    KINDS,
+    ROTATION_ESTIMATES,
+    SCHEDULES,
+    Noise,
+    check_segment,
+    denoise,
+    model_predictor,
+    movable,
+    perturb,
+    puzzle_of,
+    rmsd,
+    step_sizes,
+)
+from run_embedding import best_device
+
+
+@dataclass
+class DenoisingArguments:
+    model_name_or_path: str = HfArg(help="Folder or hub id of a pretrained Atomica model.")
+    input_file: str = HfArg(help="What to repair: .sdf .pdb .cif .smi .csv, or a folder of structures.")
+    output_dir: str = HfArg(help="Folder for the report, the pictures and the trajectories.")
+    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
+    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
+    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
+    segment: int | None = HfArg(default=None, help="Which partner moves: 0, 1, ...; by default the last one.")
+    perturb: list[str] = HfArg(
+        default_factory=list,
+        help="Noise to add first, such as translation=1.0 rotation=0.25 torsion=0.5 atom=0.3: largest sigma of a shift and of "
+        "the noise on atoms in angstrom, sigma of a rotation and of a bond's turn in radian.",
+    )
+    seed: int = HfArg(default=0, help="Seed of the noise.")
+    reference_file: str | None = HfArg(default=None, help="Without --perturb: the same structures as they should be.")
+    steps: int = HfArg(default=10, help="Number of steps.")
+    step_size: float = HfArg(default=0.5, help="Part of the predicted motion that a step applies.")
+    schedule: str = HfArg(
+        default="constant",
+        metadata={"choices": list(SCHEDULES)},
+        help="Parts of later steps: constant, or falling with the square of a sigma that goes to a tenth.",
+    )
+    motions: list[str] = HfArg(
+        default_factory=list,
+        metadata={"choices": list(KINDS)},
+        help="Motions that are applied: by default those of --perturb, or without it all that the model predicts.",
+    )
+    rotation_estimate: str = HfArg(
+        default="linear",
+        metadata={"choices": list(ROTATION_ESTIMATES)},
+        help="Predicted score to angle: linear, which is short where the model is unsure, or the exact inverse.",
+    )
+    translation_sigma: float | None = HfArg(default=None, help="Sigma of the shift, if it is known, angstrom.")
+    atom_sigma: float | None = HfArg(default=None, help="Sigma of the noise on atoms, if it is known, angstrom.")
+    torsion_noise: float = HfArg(default=0.5, help="As in the pretraining of the model.")
+    translation_noise: float = HfArg(default=1.0, help="As in the pretraining of the model.")
+    rotation_noise: float = HfArg(default=0.25, help="As in the pretraining of the model.")
+    max_rotation: float = HfArg(default=0.5, help="As in the pretraining of the model.")
+    atom_noise: float = HfArg(default=1.0, help="As in the pretraining of the model.")
+    max_samples: int | None = HfArg(default=None, help="Read only this many structures.")
+    max_trajectories: int = HfArg(default=5, help="Write this many trajectories.")
+    batch_size: int = HfArg(default=16, help="Structures that the model sees at once.")
+    device: str | None = HfArg(default=None, help="cpu, cuda, mps; by default the best there is.")
+
+
+def usage(message):
+    return StructureError("usage", message)
+
+
+def load_model(name, device):
+    """(`AtomicaForPreTraining` with every head that its configuration says, `AtomicaProcessor`) of a folder or hub id.
+
+    Raises:
+        `StructureError`: if there is no pretrained Atomica model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type != "atomica":
+            raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
+        model, found = AtomicaForPreTraining.from_pretrained(name, output_loading_info=True)
+        heads = sorted({key.split(".")[0] for key in found["missing_keys"]})
+        if heads:
+            raise ValueError(f"the weights have no {', '.join(heads)}")
+        processor = AtomicaProcessor.from_pretrained(name)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StructureError("no_model", f"{name}: no pretrained Atomica model there: {str(error).splitlines()[0]}") from error
+    return model.to(device).eval(), processor
+
+
+def parse_levels(texts):
+    """`translation=1.0` ... -> dictionary of kind -> level.
+
+    Raises:
+        `StructureError`: for anything else.
+    """
+    levels = {}
+    for text in texts:
+        kind, _, level = text.partition("=")
+        try:
+            levels[kind] = float(level)
+        except ValueError:
+            levels[kind] = -1.0
+        if kind not in KINDS or not levels[kind] > 0:
+            raise usage(f"--perturb {text}: expected one of {', '.join(KINDS)}, =, and a positive number.")
+    return levels
+
+
+def read_examples(path, processor, arguments, report):
+    """File -> examples, at most --max_samples."""
+    if arguments.side_a is not None or arguments.side_b is not None or arguments.ligand_smiles is not None:
+        structures = iter(processor.read(Path(path), arguments.side_a, arguments.side_b, arguments.ligand_smiles))
+    else:
+        structures = read_structures(path, report, processor.read_options)
+    examples = []
+    for structure in structures:
+        if len(examples) == (arguments.max_samples or -1):
+            break
+        try:
+            examples.append(processor.encode(structure))
+        except StructureError as error:
+            report.reject(structure.name, error)
+    return examples
+
+
+def references(examples, arguments, processor):
+    """Positions that examples should have, from --reference_file, or None for each."""
+    if arguments.reference_file is None:
+        return [None] * len(examples)
+    others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True))
+    if len(others) != len(examples):
+        raise usage(f"{arguments.reference_file}: {len(others)} structures, expected {len(examples)} as in the input.")
+    for example, other in zip(examples, others):
+        if example["atom_origins"] != other["atom_origins"] or not np.array_equal(example["atom_ids"], other["atom_ids"]):
+            raise usage(
+                f"{arguments.reference_file}: {other['name']} has other atoms than {example['name']}, expected the same."
+            )
+    return [np.asarray(other["positions"], dtype=np.float64) for other in others]
+
+
+def distances(name, puzzle, segment, frames, reference):
+    """Rows of steps.csv: after every step, of every segment and of the whole complex, the RMSD to the reference as they are,
+    and superposed."""
+    groups = {number: puzzle.atoms_of(number)[0] for number in range(puzzle.num_segments)}
+    groups["all"] = np.concatenate(list(groups.values()))
+    rows = []
+    for step, positions in enumerate(frames):
+        for group, atoms in groups.items():
+            moved, target = positions[atoms], reference[atoms]
+            row = {"name": name, "step": step, "segment": group, "moved": group == segment}
+            rows.append({**row, "rmsd": rmsd(moved, target), "rmsd_superposed": rmsd(moved, target, superposed=True)})
+    return rows
+
+
+def write_trajectory(path, processor, example, frames):
+    """Positions `(num_frames, num_atoms, 3)` as a PDB file with one model each."""
+    import gemmi
+
+    trajectory = None
+    for number, positions in enumerate(frames, 1):
+        structure = gemmi.read_pdb_string(processor.to_pdb({**example, "positions": positions}))
+        model = structure[0]
+        model.num = number
+        if trajectory is None:
+            trajectory = structure
+        else:
+            trajectory.add_model(model)
+    write_text(path, trajectory.make_pdb_string())
+
+
+def plot_distances(rows, path):
+    """RMSD of the moved segments by step: every structure as a thin line, the mean as a thick one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    for axis, column, title in zip(axes, ("rmsd", "rmsd_superposed"), ("as it lies", "superposed")):
+        lines = {}
+        for row in rows:
+            if row["moved"]:
+                lines.setdefault(row["name"], []).append(row[column])
+        for values in list(lines.values())[:200]:
+            axis.plot(values, color="tab:blue", alpha=max(0.08, 1 / len(lines)), linewidth=0.8)
+        axis.plot(np.mean(list(lines.values()), axis=0), color="black", linewidth=2, label=f"mean of {len(lines)}")
+        axis.set(xlabel="step", ylabel="RMSD to the original (Å)", title=f"Moved segment, {title}", ylim=(0, None))
+        axis.legend()
+    save_figure(figure, path)
+
+
+def plot_arrows(puzzle, segment, frames, reference, path):
+    """Where each atom of the moved segment went, in three dimensions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    atoms = puzzle.atoms_of(segment)[0]
+    others = np.concatenate([np.zeros(0, int)] + [puzzle.atoms_of(i)[0] for i in range(puzzle.num_segments) if i != segment])
+    start, end = frames[0], frames[-1]
+    if len(others) > 200:  # the nearest ones
+        nearest = np.linalg.norm(start[others][:, None] - start[atoms], axis=-1).min(1).argsort()[:200]
+        others = others[nearest]
+    figure = plt.figure(figsize=(6.5, 6))
+    axis = figure.add_subplot(projection="3d")
+    axis.scatter(*start[others].T, color="lightgrey", s=14, label="partner")
+    axis.scatter(*start[atoms].T, color="tab:orange", s=20, label="before")
+    axis.scatter(*end[atoms].T, color="tab:blue", s=20, label="after")
+    if reference is not None:
+        axis.scatter(*reference[atoms].T, facecolors="none", edgecolors="black", s=40, label="original")
+    axis.quiver(*start[atoms].T, *(end - start)[atoms].T, color="tab:blue", linewidth=1, arrow_length_ratio=0.2)
+    axis.set(xlabel="x (Å)", ylabel="y (Å)", zlabel="z (Å)", title=puzzle.name[:60])
+    axis.set_aspect("equal")
+    axis.legend()
+    save_figure(figure, path)
+
+
+def summary_of(rows, steps):
+    """Mean RMSD of the moved segments before and after, and how many came closer."""
+    before = {row["name"]: row for row in rows if row["moved"] and row["step"] == 0}
+    after = {row["name"]: row for row in rows if row["moved"] and row["step"] == steps}
+    found = {}
+    for column in ("rmsd", "rmsd_superposed"):
+        pairs = np.array([(before[name][column], after[name][column]) for name in before])
+        found[column] = {
+            "before": pairs[:, 0].mean(), "after": pairs[:, 1].mean(), "closer": int((pairs[:, 1] < pairs[:, 0]).sum()),
+        }  # fmt: skip
+    return found
+
+
+def main(argv=None):
+    parser = HfArgumentParser(DenoisingArguments, description=__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    levels = parse_levels(arguments.perturb)
+    if levels and arguments.reference_file:
+        raise usage("--perturb and --reference_file exclude each other: what is perturbed here is its own reference.")
+    if arguments.batch_size < 1:
+        raise usage(f"--batch_size is {arguments.batch_size}, expected a positive number.")
+    try:
+        factors = step_sizes(arguments.steps, arguments.step_size, arguments.schedule)
+        noise = Noise(
+            arguments.torsion_noise, arguments.translation_noise, arguments.rotation_noise, arguments.max_rotation,
+            arguments.atom_noise,
+        )  # fmt: skip
+    except ValueError as error:
+        raise usage(str(error)) from error
+    model, processor = load_model(arguments.model_name_or_path, arguments.device or best_device())
+    predict = model_predictor(model)
+    asked = arguments.motions or list(levels) or list(predict.kinds)
+    kinds = [kind for kind in asked if kind in predict.kinds]
+    if not kinds or len(kinds) < len(arguments.motions):
+        raise usage(f"This model predicts {', '.join(predict.kinds) or 'no motion'}, asked for is {', '.join(asked)}.")
+    known = {"translation": arguments.translation_sigma, "atom": arguments.atom_sigma}
+    if any(sigma is not None and not sigma > 0 for sigma in known.values()):
+        raise usage("--translation_sigma and --atom_sigma must be positive lengths in angstrom.")
+
+    report = ReadReport()
+    examples = read_examples(arguments.input_file, processor, arguments, report)
+    work, rows = [], []
+    for index, (example, reference) in enumerate(zip(examples, references(examples, arguments, processor))):
+        segment = max(example["token_type_ids"]) if arguments.segment is None else arguments.segment
+        try:
+            puzzle, segment = puzzle_of(example), int(segment)
+            check_segment(puzzle, segment)
+            if levels:
+                reference, rng = puzzle.positions, np.random.default_rng((arguments.seed, index))
+                can = {kind: levels[kind] for kind in movable(puzzle, segment, levels)}
+                if not can:
+                    check_segment(puzzle, segment, levels)
+                report.notes.update(f"no {kind} noise, because there is nothing to move so" for kind in set(levels) - set(can))
+                puzzle = perturb(example, can, segment, rng, arguments.max_rotation)
+        except ValueError as error:
+            report.reject(example["name"], StructureError("bad_segment", str(error)))
+            continue
+        work.append((f"{index + 1} {example['name']}", example, puzzle, segment, reference))
+    if not work:
+        raise StructureError("nothing", f"{arguments.input_file}: nothing that can be repaired. {report.summary()}")
+
+    report.kept = len(work)
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    batch_size = 1 if model.config.attend_to_padding else arguments.batch_size
+    trajectories = []
+    with tqdm(total=len(work), desc="Repairing", unit="structure") as bar:
+        for start in range(0, len(work), batch_size):
+            batch = work[start : start + batch_size]
+            frames = denoise(
+                predict, [item[2] for item in batch], [item[3] for item in batch], noise, factors, kinds,
+                [{kind: sigma for kind, sigma in known.items() if sigma} for _ in batch], arguments.rotation_estimate,
+            )  # fmt: skip
+            for (name, example, puzzle, segment, reference), positions in zip(batch, frames):
+                target = positions[0] if reference is None else reference
+                rows += distances(name, puzzle, segment, positions, target)
+                if len(trajectories) < arguments.max_trajectories:
+                    safe = re.sub(r"[^A-Za-z0-9]+", "_", name)[:60]
+                    trajectories.append(f"trajectory_{safe}.pdb")
+                    write_trajectory(folder / trajectories[-1], processor, example, positions)
+                    if reference is not None:
+                        pdb = processor.to_pdb({**example, "positions": reference})
+                        write_text(folder / f"original_{safe}.pdb", pdb)
+                    if len(trajectories) == 1:
+                        plot_arrows(puzzle, segment, positions, reference, folder / "arrows.png")
+                bar.update()
+    measured_to = "the original" if levels else arguments.reference_file or "where they were before"
+    result = {
+        "structures": len(work), "measured_to": measured_to, "moved_segments": summary_of(rows, arguments.steps),
+        "motions": kinds, "factors": factors.tolist(), "arguments": dataclasses.asdict(arguments),
+        "trajectories": trajectories, "input": report.to_dict(),
+    }  # fmt: skip
+    write_table(folder / "steps.csv", rows)
+    plot_distances(rows, folder / "rmsd.png")
+    write_text(folder / "report.json", json.dumps(result, indent=1) + "\n")
+    moved = result["moved_segments"]["rmsd"]
+    print(
+        f"{folder}: {len(work)} structures, RMSD of the moved segment to {measured_to}: {moved['before']:.3f} before, "
+        f"{moved['after']:.3f} after {arguments.steps} steps; {moved['closer']} came closer. Input: {report.summary()}"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StructureError, OSError) as error:
+        sys.exit(f"run_denoising.py: error: {error}")

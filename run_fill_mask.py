@@ -1,0 +1,84 @@
+# Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
+"""Which blocks would stand where one is hidden: a table of proposals, and a drawing of them.
+
+python run_fill_mask.py --model_name_or_path my-atomica --inputs "CC(=O)Oc1ccccc1C(=O)O" --output_file proposals.csv \\
+    --drawing proposals.svg
+python run_fill_mask.py --model_name_or_path my-atomica --inputs complex.cif --side_a A --side_b B --blocks A:TYR:42 \\
+    --output_file proposals.csv
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import HfArgumentParser, pipeline
+from transformers.hf_argparser import HfArg
+
+from atomic_files import write_table, write_text
+from atomica_hf import AtomicaForMaskedLM, AtomicaProcessor, ReadReport, StructureError
+from drawing import draw_proposals
+from run_embedding import best_device
+
+
+@dataclass
+class FillMaskArguments:
+    model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model that was pretrained with masking.")
+    inputs: list[str] = HfArg(help="SMILES and files: .pdb .cif .sdf .mol2 .xyz .smi .csv.")
+    output_file: str = HfArg(help="CSV to write; beside it a report in JSON.")
+    drawing: str | None = HfArg(default=None, help="Picture of the proposals, .svg or .png.")
+    blocks: list[str] = HfArg(
+        default_factory=lambda: ["all"], help="What to hide: 'all', indices of blocks, or origins such as A:TYR:42."
+    )
+    together: bool = HfArg(default=False, help="Hide all these blocks at once instead of one at a time.")
+    top_k: int = HfArg(default=5, help="Proposals for each block.")
+    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
+    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
+    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
+    batch_size: int = HfArg(default=16, help="Puzzles that the model sees at once.")
+    device: str | None = HfArg(default=None, help="cpu, cuda, mps; by default the best there is.")
+
+
+def main(argv=None):
+    parser = HfArgumentParser(FillMaskArguments, description=__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    blocks = [int(block) if block.isdigit() else block for block in arguments.blocks]
+    options = {name: getattr(arguments, name) for name in ("top_k", "together", "side_a", "side_b", "ligand_smiles")}
+    if arguments.drawing and Path(arguments.drawing).suffix.lower() not in (".svg", ".png"):
+        raise StructureError("usage", f"--drawing {arguments.drawing}: expected a name that ends in .svg or .png.")
+    try:
+        model = AtomicaForMaskedLM.from_pretrained(arguments.model_name_or_path)
+        processor = AtomicaProcessor.from_pretrained(arguments.model_name_or_path)
+        device = arguments.device or best_device()
+        fill = pipeline("atomica-fill-mask", model=model, processor=processor, device=device, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise StructureError("no_model", f"{arguments.model_name_or_path}: {str(error).splitlines()[0]}") from error
+    chosen = "all" if blocks == ["all"] else blocks
+    results = fill(arguments.inputs, blocks=chosen, batch_size=arguments.batch_size, on_error="return")
+    report, rows = ReadReport(), []
+    for result in results:
+        for row in result:
+            if "error" in row:
+                report.reject(row["name"], StructureError(row["error"], row["message"]))
+            else:
+                rows.append({**row, "atoms": " ".join(row["atoms"] or [])})
+    if not rows:
+        raise StructureError("nothing", f"Nothing could be asked. {report.summary()}")
+    report.kept = len({row["name"] for row in rows})
+    output = Path(arguments.output_file)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_table(output, rows)
+    write_text(output.with_name(output.name + ".report.json"), json.dumps(report.to_dict(), indent=1))
+    if arguments.drawing:
+        draw_proposals(rows, arguments.drawing)
+    best = {(row["name"], row["block"]): row for row in reversed(rows)}.values()
+    right = sum(row["token"] == row["true_token"] for row in best)
+    print(f"{output}: {len(rows)} proposals for {len(best)} blocks, {right} of them named right. Input: {report.summary()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (StructureError, OSError) as error:
+        sys.exit(f"run_fill_mask.py: error: {error}")
