@@ -16,23 +16,18 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from datasets import (
     Dataset,
     Features,
@@ -44,6 +39,7 @@ from datasets import (
     load_from_disk,
 )  # fmt: skip
 from datasets.utils import are_progress_bars_disabled
+from datasets.utils.py_utils import convert_file_size_to_int
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser
@@ -58,6 +54,7 @@ from atomica_hf.structure_atomica import (
     read_table,
     suffix_of,
 )
+from engines import ENGINES, run_tasks
 from original_data import is_original, read_original_examples
 
 
@@ -84,40 +81,13 @@ OPTIONAL_FEATURES = Features(  # columns that `load_prepared` leaves out if no e
 REPORT_FILE = "read_report.json"
 JOURNAL_FILE = "journal.jsonl"
 SHARD_SIZE = 5000  # examples
-SHARD_BYTES = 64_000_000  # about, before compression
+MAX_SHARD_SIZE = 64_000_000  # bytes, about, before compression
 TIME_LIMIT = 60.0  # seconds for one structure
-_WRITTEN_AT_ONCE = 200  # examples
+_WRITTEN_AT_ONCE, _BYTES_AT_ONCE = 200, 8_000_000  # examples; bytes, about
 _SCHEMA = Features({**FEATURES, **OPTIONAL_FEATURES}).arrow_schema
 
 
 # one piece of work ----------------------------------------------------------------------------------------------------------
-
-
-class _TimeIsUp(BaseException):
-    """Not an `Exception`, so that no reader takes it for a fault of its file."""
-
-
-@contextlib.contextmanager
-def _limited(seconds):
-    """Raises `_TimeIsUp` in its block after so many seconds; in native code, when that returns."""
-    if seconds is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        raise _TimeIsUp
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _too_slow(name, time_limit):
-    return name, [], [StructureError("time_limit", f"{name}: took longer than {time_limit:g} s.")]
 
 
 def _finite(example):
@@ -128,10 +98,10 @@ def _finite(example):
     return example
 
 
-def _encode(processor, work, time_limit=None):
-    """One piece of work -> (name, examples with their notes, errors); never raises for bad input. A piece may hold several
-    structures (one for each copy of a ligand), of which the good ones are kept; none if it takes too long."""
-    name, function, arguments = work
+def _encode(processor, task):
+    """(place, piece of work) -> (place, (name, examples with their notes, errors)); never raises for bad input. A piece may
+    hold several structures (one for each copy of a ligand), of which the good ones are kept; none if it takes too long."""
+    place, (name, function, arguments) = task
     examples, errors = [], []
 
     def encode(structure):
@@ -145,167 +115,18 @@ def _encode(processor, work, time_limit=None):
         except Exception as error:  # one bad structure must not stop ten thousand; it is named and counted like the others
             errors.append(StructureError("unexpected_error", f"{name}: {type(error).__name__}: {error}"))
 
-    try:
-        with _limited(time_limit):
-            found = attempt(function, *arguments)
-            for structure in found if isinstance(found, list) else [found]:
-                example = None if structure is None else attempt(encode, structure)
-                if example is not None:
-                    examples.append((example, structure.notes))
-    except _TimeIsUp:
-        return _too_slow(name, time_limit)
-    return name, examples, errors
+    found = attempt(function, *arguments)
+    for structure in found if isinstance(found, list) else [found]:
+        example = None if structure is None else attempt(encode, structure)
+        if example is not None:
+            examples.append((example, structure.notes))
+    return place, (name, examples, errors)
 
 
-# processes that do it -------------------------------------------------------------------------------------------------------
-
-_GRACE = 2.0  # seconds that a worker has beyond the time limit, to notice it itself
-_AHEAD = 100  # pieces of work for each worker that may be under way or done before their turn
-_MOST_AT_ONCE = 16  # pieces of work sent together, when they are short
-
-
-def _end_with_parent():
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _work(connection, processor, time_limit):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
-    try:
-        connection.send(None)  # ready
-        while True:
-            for work in connection.recv():
-                connection.send(_encode(processor, work, time_limit))
-    except (EOFError, BrokenPipeError):
-        pass
-
-
-class _Worker:
-    def __init__(self, context, processor, time_limit):
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, processor, time_limit), daemon=True)
-        self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
-        self.ready, self.numbers, self.since = False, deque(), 0.0  # numbers of its work, what it is doing first
-
-    def stop(self):
-        self.process.kill()
-        self.process.join()
-        self.connection.close()
-
-
-class _Workers:
-    """Encodes pieces of work, in this process (`num_proc=1`) or in others. One that dies is replaced, and its piece is tried
-    once more; one that takes too long is killed, whatever native code it is in, and replaced."""
-
-    def __init__(self, processor, num_proc, time_limit):
-        self.processor, self.num_proc, self.time_limit = processor, num_proc, time_limit
-        self.workers, self.failures, self.mean_seconds = [], 0, 1.0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        for worker in self.workers:
-            worker.stop()
-        self.workers = []
-
-    def encode(self, work):
-        """Iterable of (place, piece of work) -> iterator of (place, result), in the same order.
-
-        Raises:
-            `StructureError`: if worker processes cannot start.
-        """
-        if self.num_proc == 1:
-            return ((place, _encode(self.processor, piece, self.time_limit)) for place, piece in work)
-        return self._encode_elsewhere(iter(work))
-
-    def _encode_elsewhere(self, work):
-        self.pieces, self.waiting, self.done, self.deaths = {}, deque(), {}, Counter()  # pieces: not done yet, by number
-        places, come, gone, over = {}, 0, 0, False
-        while True:
-            while not over and come - gone < _AHEAD * self.num_proc:
-                found = next(work, None)
-                if found is None:
-                    over = True
-                else:
-                    places[come], self.pieces[come] = found
-                    self.waiting.append(come)
-                    come += 1
-            if gone in self.done:
-                yield places.pop(gone), self.done.pop(gone)
-                gone += 1
-            elif self.pieces:
-                self._advance()
-            else:
-                return
-
-    def _advance(self):
-        """Gives work to whoever has none and waits until something happens."""
-        while len(self.workers) < min(self.num_proc, len(self.pieces)):
-            self.workers.append(_Worker(multiprocessing.get_context("spawn"), self.processor, self.time_limit))
-        for worker in self.workers:
-            if worker.ready and not worker.numbers and self.waiting:
-                share = min(_MOST_AT_ONCE, int(0.2 / max(self.mean_seconds, 1e-3)), len(self.waiting) // (2 * self.num_proc))
-                worker.numbers.extend(self.waiting.popleft() for _ in range(max(1, share)))
-                worker.since = time.monotonic()
-                with contextlib.suppress(BrokenPipeError):  # it has just died; its end of the pipe will say so
-                    worker.connection.send([self.pieces[number] for number in worker.numbers])
-        timeout = None
-        if self.time_limit is not None:
-            ends = [worker.since + self.time_limit + _GRACE for worker in self.workers if worker.numbers]
-            timeout = max(0.0, min(ends) - time.monotonic()) if ends else None
-        by_connection = {worker.connection: worker for worker in self.workers}
-        ready = wait(list(by_connection), timeout)
-        for connection in ready:
-            self._receive(by_connection[connection])
-        if self.time_limit is not None and not ready:
-            now = time.monotonic()
-            for worker in [w for w in self.workers if w.numbers and now >= w.since + self.time_limit + _GRACE]:
-                number = worker.numbers.popleft()
-                self.done[number] = _too_slow(self.pieces.pop(number)[0], self.time_limit)
-                self._dismiss(worker)
-
-    def _receive(self, worker):
-        try:
-            result = worker.connection.recv()
-        except (EOFError, OSError):
-            self._has_died(worker)
-            return
-        if result is None:
-            worker.ready, self.failures = True, 0
-            return
-        number, now = worker.numbers.popleft(), time.monotonic()
-        self.mean_seconds += 0.1 * (now - worker.since - self.mean_seconds)
-        worker.since = now
-        self.done[number] = result
-        del self.pieces[number]
-
-    def _has_died(self, worker):
-        worker.process.join()
-        code = worker.process.exitcode
-        if not worker.ready:
-            self.failures += 1
-            if self.failures >= 3:
-                raise StructureError(
-                    "no_workers", f"Worker processes end, with exit code {code}, before they can start; try --num_proc 1."
-                )
-        elif worker.numbers:
-            number = worker.numbers[0]
-            self.deaths[number] += 1
-            if self.deaths[number] > 1:
-                worker.numbers.popleft()
-                name = self.pieces.pop(number)[0]
-                why = f"{name}: the process that read it ended twice, with exit code {code}; it may need too much memory."
-                self.done[number] = name, [], [StructureError("worker_died", why)]
-        self._dismiss(worker)
-
-    def _dismiss(self, worker):
-        self.waiting.extendleft(reversed(worker.numbers))
-        self.workers.remove(worker)
-        worker.stop()
+def _failed(task, code, why):
+    """The same for a piece of which nothing came back."""
+    place, (name, _, _) = task
+    return place, (name, [], [StructureError(code, f"{name}: {why}.")])
 
 
 # inputs ---------------------------------------------------------------------------------------------------------------------
@@ -337,18 +158,19 @@ def _encode_again(example, notes=()):
         return example["name"], [], [error]
 
 
-def _pieces(inputs, processor, options, workers, max_samples=None, begin=(0, 0)):
+def _pieces(inputs, processor, options, max_samples=None, begin=(0, 0), **engine):
     """Yields ((number of the input, number of the piece in it), (name, examples with their notes, errors)) in the order of the
-    inputs, from `begin` on; whatever the workers, the same."""
+    inputs, from `begin` on; whatever the engine (see `run_tasks`), the same."""
     for listed, group in itertools.groupby(range(begin[0], len(inputs)), lambda i: _is_listed(inputs[i])):
         group = list(group)
         if listed:
-            yield from workers.encode(
+            tasks = (
                 ((i, n), piece)
                 for i in group
                 for n, piece in enumerate(list_inputs(inputs[i], options)[:max_samples])
                 if (i, n) >= begin
             )
+            yield from run_tasks(functools.partial(_encode, processor), tasks, failed=_failed, **engine)
             continue
         for i in group:
             if is_prepared(inputs[i]):
@@ -387,8 +209,9 @@ def read_examples(path, processor, report, num_proc=1, max_samples=None, options
         options (`ReadOptions`): those of the processor by default.
         time_limit (`float`): for one structure, in seconds.
     """
-    with _Workers(processor, num_proc, time_limit) as workers:
-        pieces = _pieces([Path(path)], processor, options or processor.read_options, workers, max_samples)
+    options = options or processor.read_options
+    pieces = _pieces([Path(path)], processor, options, max_samples, num_proc=num_proc, time_limit=time_limit)
+    with contextlib.closing(pieces):
         for _, (name, examples, errors) in pieces:
             for error in errors:
                 report.reject(name, error)
@@ -481,7 +304,8 @@ def _size(example):
     )  # fmt: skip
 
 
-def _sync(path):
+def sync(path):
+    """Returns when the file is on the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
@@ -498,8 +322,8 @@ class _Output:
         `StructureError`: if the folder is finished, in use, or was begun otherwise.
     """
 
-    def __init__(self, folder, begun, shard_size=SHARD_SIZE, deduplicate=False):
-        self.folder, self.begun, self.shard_size = folder, begun, shard_size
+    def __init__(self, folder, begun, shard_size=SHARD_SIZE, deduplicate=False, max_shard_size=MAX_SHARD_SIZE):
+        self.folder, self.begun, self.shard_size, self.max_shard_size = folder, begun, shard_size, max_shard_size
         self.seen = _Seen() if deduplicate else None
         self.lines, self.starts, self.shards, self.next, self.width = [], [0], [], (0, 0), None
         self.names_of = functools.lru_cache(16)(lambda file: pq.read_table(folder / file, columns=["name"])["name"].to_pylist())
@@ -528,7 +352,8 @@ class _Output:
 
     def __exit__(self, kind, error, trace):
         if self.writer is not None:
-            self.writer.close()
+            with contextlib.suppress(OSError):  # a full disk has been told already
+                self.writer.close()
             self._temporary().unlink(missing_ok=True)
         hopeless = kind is not None and issubclass(kind, StructureError) and not self.shards
         if hopeless:
@@ -547,11 +372,11 @@ class _Output:
             begun, *lines = map(json.loads, whole)
         except ValueError as error:
             raise StructureError("damaged_journal", f"{path}: cannot be read ({error}); remove the folder.") from error
-        differences = _differences(begun, json.loads(json.dumps(self.begun)))
-        if differences:
+        found = differences(begun, json.loads(json.dumps(self.begun)))
+        if found:
             raise StructureError(
                 "other_command",
-                f"{self.folder}: is half-written, and was begun otherwise: {'; '.join(differences)}. "
+                f"{self.folder}: is half-written, and was begun otherwise: {'; '.join(found)}. "
                 "Repeat that command, or remove the folder.",
             )
         for line in lines:
@@ -621,11 +446,12 @@ class _Output:
             self.rows.append({column: _plain(example.get(column)) for column in _SCHEMA.names})
             size = _size(example)
             self.bytes, self.unwritten = self.bytes + size, self.unwritten + size
-            if len(self.rows) >= _WRITTEN_AT_ONCE or self.unwritten >= SHARD_BYTES / 8:
+            if len(self.rows) >= _WRITTEN_AT_ONCE or self.unwritten >= _BYTES_AT_ONCE:
                 self._write()
         self.pieces += 1
         self.after = (number, piece + 1)
-        if len(self.names) >= self.shard_size or self.bytes >= SHARD_BYTES or self.pieces >= 20 * self.shard_size:
+        full = len(self.names) >= self.shard_size or self.bytes >= self.max_shard_size
+        if full or self.pieces >= 20 * self.shard_size:
             self.close_shard()
 
     def _check_width(self, example):
@@ -655,7 +481,7 @@ class _Output:
                 self._write()
             self.writer.close()
             temporary = self._temporary()
-            _sync(temporary)
+            sync(temporary)
             shard = {"file": self._file(), "examples": len(self.names), "bytes": temporary.stat().st_size}
             os.replace(temporary, self.folder / shard["file"])
         line = {
@@ -699,13 +525,13 @@ class _Output:
         }
         temporary = self.folder / f"{REPORT_FILE}.tmp"
         temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, self.folder / REPORT_FILE)
         (self.folder / JOURNAL_FILE).unlink()
         return report
 
 
-def _differences(begun, now):
+def differences(begun, now):
     """What distinguishes two beginnings, in words."""
     before, after = [path for path, _ in begun["inputs"]], [path for path, _ in now["inputs"]]
     if before != after:
@@ -717,12 +543,24 @@ def _differences(begun, now):
     return found + [f"with {key} {old.get(key)}, now {new.get(key)}" for key in changed]
 
 
+@contextlib.contextmanager
+def writing(folder):
+    """Says of what the system does not write, for example to a full disk, where and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise StructureError(
+            "cannot_write",
+            f"{folder}: cannot be written ({error}). What was finished is kept; the same command goes on from there.",
+        ) from error
+
+
 def prepare(
     inputs, output, processor, num_proc=1, max_samples=None, options=None, strict=False, deduplicate=False, time_limit=None,
-    shard_size=SHARD_SIZE, progress=True,
+    shard_size=SHARD_SIZE, progress=True, max_shard_size=MAX_SHARD_SIZE, engine="local", ray_address=None,
 ):  # fmt: skip
     """Reads all inputs into one dataset, a folder that did not exist before; or goes on with one that was begun with the same
-    inputs and settings (`num_proc` and `strict` may differ). However often it was stopped, the shards are the same.
+    inputs and settings (`num_proc`, `strict` and `engine` may differ). However often it was stopped, the shards are the same.
 
     Args:
         inputs (list of `str` or `Path`): as for `read_examples`.
@@ -731,8 +569,10 @@ def prepare(
         num_proc, max_samples, options, time_limit: as for `read_examples`.
         strict (`bool`): the first structure that cannot be read is an error.
         deduplicate (`bool`): leave out examples that equal one before; see `example_hash`.
-        shard_size (`int`): examples in one shard, at most; fewer if they are large.
+        shard_size (`int`): examples in one shard, at most.
+        max_shard_size (`int`): bytes of one shard, about and before compression; a shard ends with whatever comes first.
         progress (`bool`): show a bar.
+        engine, ray_address: what reads the structures; see `run_tasks`.
 
     Returns:
         The report, a dictionary; it is also in the folder.
@@ -745,30 +585,39 @@ def prepare(
     counts = [_count(path, processor, options, max_samples) for path in inputs]
     settings = {
         **_settings(processor, options, max_samples), "deduplicate": deduplicate, "time_limit": time_limit,
-        "shard_size": shard_size,
+        "shard_size": shard_size, "max_shard_size": max_shard_size,
     }  # fmt: skip
     begun = {"inputs": [(str(path), _hash(_files(path))) for path in inputs], "settings": settings}
+    with writing(output):
+        folder = _Output(Path(output), begun, shard_size, deduplicate, max_shard_size)
     with (
-        _Output(Path(output), begun, shard_size, deduplicate) as written,
-        _Workers(processor, num_proc, time_limit) as workers,
+        folder as written,
+        contextlib.closing(
+            _pieces(
+                inputs, processor, options, max_samples, written.next,
+                engine=engine, num_proc=num_proc, time_limit=time_limit, address=ray_address,
+            )
+        ) as pieces,
         tqdm(
             total=None if None in counts else sum(counts), disable=not progress, unit="structure", smoothing=0.05,
             initial=sum(more["read"] for line in written.lines for _, more in line["inputs"]),
         ) as bar,
     ):  # fmt: skip
         current, last = None, time.monotonic()
-        for place, result in _pieces(inputs, processor, options, workers, max_samples, written.next):
+        for place, result in pieces:
             if strict and result[2]:
                 raise result[2][0]
             if place[0] != current:
                 current = place[0]
                 bar.set_description(f"Reading {inputs[current].name}", refresh=False)
             now = time.monotonic()
-            written.add(place, result, now - last)
+            with writing(output):
+                written.add(place, result, now - last)
             last = now
             bar.update()
             bar.set_postfix(kept=written.starts[-1] + len(written.names), refresh=False)
-        return written.finish(inputs)
+        with writing(output):
+            return written.finish(inputs)
 
 
 def as_read_report(report) -> ReadReport:
@@ -843,7 +692,7 @@ def load_prepared(path, tokenizer, cache_dir=None) -> Dataset:
             dataset = dataset.remove_columns(unused)
         dataset[:1]
     except Exception as error:  # whatever datasets and Arrow raise for a damaged folder
-        raise StructureError("not_prepared", f"{path}: cannot be opened as a dataset: {error}.") from error
+        raise StructureError("not_prepared", f"{path}: cannot be opened as a dataset: {error.__cause__ or error}.") from error
     if not len(dataset):
         raise StructureError("empty_dataset", f"{path}: a dataset without examples.")
     missing = [name for name in FEATURES if name not in dataset.column_names]
@@ -894,11 +743,21 @@ def for_model(dataset, config, name="the input") -> Dataset:
     return dataset.remove_columns([c for c, wanted in needed.items() if not wanted and c in dataset.column_names])
 
 
-def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True):
+def input_fingerprint(path, processor, max_samples=None) -> str:
+    """The same as long as an input, the processor, the code that reads and `max_samples` are.
+
+    Raises:
+        `StructureError`: if the input is missing.
+    """
+    return _hash([_files(Path(path)), _settings(processor, processor.read_options, max_samples)])
+
+
+def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True, **engine):
     """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
 
-    What is read is kept in `cache_dir` and found there again as long as input, processor and `max_samples` are the same.
-    Duplicates stay: there is one example for everything that can be read.
+    What is read is kept in `cache_dir` and found there again as long as input, processor and `max_samples` are the same; a
+    reading that was stopped goes on. Duplicates stay: there is one example for everything that can be read. `engine` and
+    `ray_address` are as for `prepare`.
 
     Raises:
         `StructureError`: if nothing could be read.
@@ -909,20 +768,20 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
         dataset = load_prepared(path, processor.tokenizer)
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
         return dataset, ReadReport(kept=len(dataset))
-    path, options = Path(path), processor.read_options
-    key = _hash([_files(path), _settings(processor, options, max_samples)])
-    folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{key}"
-    if not is_prepared(folder):
-        temporary = Path(f"{folder}.{os.getpid()}.tmp")
-        try:
-            prepare([path], temporary / "dataset", processor, num_proc, max_samples, progress=progress)
-            try:
-                os.replace(temporary / "dataset", folder)
-            except OSError:
-                if not is_prepared(folder):  # another process has written the same in the meantime
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    path = Path(path)
+    folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{input_fingerprint(path, processor, max_samples)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")  # another process may be reading the same
+    try:
+        with lock:
+            if not is_prepared(folder):
+                partial = folder.with_name(f"{folder.name}.partial")
+                if not is_prepared(partial):
+                    prepare([path], partial, processor, num_proc, max_samples, progress=progress, **engine)
+                os.replace(partial, folder)
+    except StructureError:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        raise
     report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     return load_prepared(folder, processor.tokenizer, Path(cache_dir) / "arrow"), as_read_report(report)
 
@@ -939,6 +798,15 @@ class PrepareArguments:
     output_dir: str = HfArg(help="Folder for the dataset; must not exist, or be one that this command began.")
     processor: str = HfArg(default=str(ROOT), help="Folder or hub id with processor and tokenizer.")
     num_proc: int = HfArg(default=1, help="Processes that read; the dataset is the same with any number.")
+    engine: str = HfArg(
+        default="local",
+        metadata={"choices": list(ENGINES)},
+        help="local: --num_proc processes of this machine. ray: all cores of a Ray cluster (needs the package ray), whose "
+        "machines see this repository and the inputs at the same paths; the dataset is the same.",
+    )
+    ray_address: str | None = HfArg(
+        default=None, help="Address of the Ray cluster; without it, that of this machine, begun if there is none."
+    )
     max_samples: int | None = HfArg(default=None, help="Read only this many files, records or rows of each input.")
     strict: bool = HfArg(default=False, help="The first structure that cannot be read is an error; duplicates are not.")
     deduplicate: bool = HfArg(
@@ -951,6 +819,9 @@ class PrepareArguments:
         "comes to its end first (RDKit's search for a conformer after 20 s).",
     )
     shard_size: int = HfArg(default=SHARD_SIZE, help="Examples in a shard, at most; a run that is stopped loses no more.")
+    max_shard_size: str = HfArg(
+        default="64MB", help="Size of a shard, about and before compression; a shard ends at this or at --shard_size."
+    )
     seed: int | None = HfArg(default=None, help="Seed of the conformers built from SMILES (of the processor by default).")
     num_conformers: int = HfArg(default=1, help="Conformers of each SMILES, an example each.")
     interfaces: str | None = HfArg(
@@ -964,6 +835,14 @@ class PrepareArguments:
     keep_waters: bool = HfArg(default=False, help="Keep the waters of an interface too.")
     keep_buffers: bool = HfArg(default=False, help="Keep the buffer components of an interface too.")
     ccd: str | None = HfArg(default=None, help="File of chemical components (mmCIF), for bonds and parents of residues.")
+
+
+def check_engine(arguments):
+    """Raises `StructureError` for --num_proc, --engine and --ray_address that do not fit together."""
+    if arguments.engine == "ray" and arguments.num_proc != 1:
+        raise StructureError("usage", "--num_proc is for --engine local; a Ray cluster has as many processes as cores.")
+    if arguments.engine != "ray" and arguments.ray_address:
+        raise StructureError("usage", f"--ray_address {arguments.ray_address} needs --engine ray.")
 
 
 def load_processor(name) -> AtomicaProcessor:
@@ -1033,20 +912,30 @@ def main(argv=None):
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise StructureError("usage", f"--{name} is {value}, expected at least {least}.")
+    check_engine(arguments)
+    try:
+        max_shard_size = convert_file_size_to_int(arguments.max_shard_size)
+    except ValueError:
+        max_shard_size = 0
+    if max_shard_size < 1:
+        raise StructureError("usage", f"--max_shard_size is {arguments.max_shard_size}, expected a size such as 64MB.")
     if not 0 < arguments.time_limit < float("inf"):
         raise StructureError("usage", f"--time_limit is {arguments.time_limit}, expected a positive number of seconds.")
     output, processor = Path(arguments.output_dir), load_processor(arguments.processor)
     report = prepare(
         rest.inputs, output, processor, arguments.num_proc, arguments.max_samples, _read_options(arguments, processor),
         arguments.strict, arguments.deduplicate, arguments.time_limit, arguments.shard_size,
+        max_shard_size=max_shard_size, engine=arguments.engine, ray_address=arguments.ray_address,
     )  # fmt: skip
     print(report_text(report))
     print(closing_line(output, report))
 
 
 if __name__ == "__main__":
+    import prepare_dataset  # so that other processes find its functions
+
     try:
-        main()
+        prepare_dataset.main()
     except (StructureError, OSError) as error:
         sys.exit(f"prepare_dataset.py: error: {error}")
     except KeyboardInterrupt:

@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import itertools
 import json
@@ -6,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import datasets
 import gemmi
@@ -181,7 +180,6 @@ def test_workers_that_hang_or_die_are_replaced_and_change_nothing_else(tmp_path,
         return work
 
     monkeypatch.setattr(prepare_dataset, "list_inputs", with_bad_ones)
-    monkeypatch.setattr(prepare_dataset, "_GRACE", 0.2)
     two = prepare_dataset.prepare(
         [tmp_path / "m.csv"], tmp_path / "two", processor, num_proc=2, shard_size=2, time_limit=2.0, progress=False
     )
@@ -193,68 +191,61 @@ def test_workers_that_hang_or_die_are_replaced_and_change_nothing_else(tmp_path,
     assert content(tmp_path / "one")[1] == content(tmp_path / "two")[1] and one["kept"] == two["kept"] == 6
 
 
-EARLY_IS_DONE = threading.Event()
+def test_one_piece_of_work_gives_its_examples_or_says_why_not(processor, tmp_path):
+    file = write_smiles(tmp_path / "m.csv", "CCO", "c1cc")
+    good, bad = prepare_dataset.list_inputs(file, processor.read_options)
+    place, (name, ((example, notes),), errors) = prepare_dataset._encode(processor, ((3, 1), good))
+    assert (place, name, example["name"], errors) == ((3, 1), "m.csv row 1: a", "a", [])
+    _, (name, examples, (error,)) = prepare_dataset._encode(processor, ((3, 2), bad))
+    assert (name, examples, error.code) == ("m.csv row 2: b", [], "smiles_syntax")
+    place, (name, examples, (error,)) = prepare_dataset._failed(((3, 1), good), "time_limit", "took longer than 1 s")
+    assert (place, examples, error.code, str(error)) == ((3, 1), [], "time_limit", "m.csv row 1: a: took longer than 1 s.")
 
 
-def early():
-    EARLY_IS_DONE.set()
+@contextlib.contextmanager
+def writing_on_a_full_disk(path, size, writing=prepare_dataset.writing):
+    """Stands for `writing`: in its block no file grows beyond a size; the write fails in the middle."""
+    resource = pytest.importorskip("resource", reason="limits of the file size are of POSIX")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with writing(path):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def wait_for_early():
-    assert EARLY_IS_DONE.wait(30)
+def test_a_full_disk_is_said_and_damages_nothing(tmp_path, monkeypatch):
+    write_smiles(tmp_path / "m.csv", "CCO", "CCN", "c1cc", "CC(=O)Oc1ccccc1C(=O)O", "CCC", "CCCC", "O")
+    command = [tmp_path / "m.csv", "--shard_size", 2, "--output_dir"]
+    script(*command, tmp_path / "whole")
+    expected = content(tmp_path / "whole")
+    smallest, *_, largest = sorted(shard["bytes"] for shard in expected[0]["shards"])
+    assert smallest < largest
+    for size in (100, 1000, smallest - 1, smallest, largest - 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_dataset, "writing", lambda path, size=size: writing_on_a_full_disk(path, size))
+            message = fails(*command, tmp_path / "d")
+        assert f"{tmp_path / 'd'}: cannot be written" in message and "the same command goes on" in message
+    assert (tmp_path / "d" / "data-00000.parquet").exists() and not (tmp_path / "d" / REPORT_FILE).exists()
+    script(*command, tmp_path / "d")
+    assert content(tmp_path / "d") == expected
 
 
-class InAThread:
-    """Stands for a `_Worker`."""
-
-    def __init__(self, context, processor, time_limit):
-        self.connection, theirs = prepare_dataset.multiprocessing.Pipe()
-        self.ready, self.numbers, self.since = False, prepare_dataset.deque(), 0.0
-        threading.Thread(target=self.work, args=(theirs, processor), daemon=True).start()
-
-    def work(self, connection, processor):
-        connection.send(None)
-        for work in iter(lambda: connection.recv()[0], ("end", None, ())):
-            connection.send(prepare_dataset._encode(processor, work))
-
-    def stop(self):
-        self.connection.send([("end", None, ())])
-
-
-def test_results_come_in_the_order_of_the_work(processor, monkeypatch):
-    monkeypatch.setattr(prepare_dataset, "_Worker", InAThread)
-    monkeypatch.setattr(prepare_dataset, "_MOST_AT_ONCE", 1)
-    work = [("late", wait_for_early, ()), ("middle", str, ()), ("early", early, ()), ("last", str, ())]
-    with prepare_dataset._Workers(processor, 2, None) as workers:
-        found = [(place, name) for place, (name, _, _) in workers.encode(enumerate(work))]
-    assert found == [(0, "late"), (1, "middle"), (2, "early"), (3, "last")] and EARLY_IS_DONE.is_set()
-
-
-def test_workers_that_cannot_start_are_an_error(tmp_path, processor, monkeypatch):
-    class Stillborn:
-        ready, numbers, exitcode = False, (), 3
-
-        def __init__(self, *arguments):
-            self.connection, theirs = prepare_dataset.multiprocessing.Pipe()
-            theirs.close()
-            self.process = self
-
-        def join(self):
-            pass
-
-        def stop(self):
-            self.connection.close()
-
-    monkeypatch.setattr(prepare_dataset, "_Worker", Stillborn)
-    write_smiles(tmp_path / "m.csv", "CCO", "CCN")
-    assert "exit code 3, before they can start" in fails(tmp_path / "m.csv", "--num_proc", 2, "--output_dir", tmp_path / "d")
-    assert not (tmp_path / "d").exists()
-
-
-def test_a_time_limit_holds_in_one_process(processor):
-    name, examples, errors = prepare_dataset._encode(processor, ("slow", time.sleep, (1000,)), 0.01)
-    assert (name, examples) == ("slow", []) and errors[0].code == "time_limit" and "0.01 s" in str(errors[0])
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0 and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+def test_a_shard_ends_at_its_size(tmp_path, processor):
+    write_smiles(tmp_path / "m.csv", *("CCO", "CCN", "CCC", "CCCC") * 3)
+    for size, shards in (("64MB", 1), ("2KB", None), ("1KB", None)):
+        folder = tmp_path / size
+        script(tmp_path / "m.csv", "--output_dir", folder, "--no_deduplicate", "--max_shard_size", size)
+        found = [shard["examples"] for shard in report_of(folder)["shards"]]
+        rows = list(load_prepared(folder, processor.tokenizer))
+        assert sum(found) == len(rows) == 12 and shards in (None, len(found))
+        limit, at = report_of(folder)["settings"]["max_shard_size"], 0
+        for number in found[:-1]:  # the first example that reaches the size is the last of its shard
+            sizes = np.cumsum([prepare_dataset._size(row) for row in rows[at : at + number]])
+            assert sizes[-1] >= limit and (number == 1 or sizes[-2] < limit)
+            at += number
+        assert len(found) > 1 or size == "64MB"
 
 
 def test_duplicates_are_left_out_and_name_the_first(tmp_path, processor):
@@ -470,6 +461,28 @@ def test_what_was_read_is_found_again_until_it_changes(tmp_path, processor, monk
     assert len(load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)[0]) == 4
 
 
+def test_a_reading_that_was_stopped_goes_on(tmp_path, processor, monkeypatch):
+    write_smiles(tmp_path / "m.csv", "CCO", "CCN", "CCC")
+    encode, read = AtomicaProcessor.encode, []
+    monkeypatch.setattr(
+        prepare_dataset.prepare,
+        "__defaults__",
+        (*prepare_dataset.prepare.__defaults__[:6], 1, *prepare_dataset.prepare.__defaults__[7:]),
+    )
+
+    def stopped_once(self, structure):
+        read.append(structure.name)
+        if read == ["a", "b", "c"]:
+            raise KeyboardInterrupt
+        return encode(self, structure)
+
+    monkeypatch.setattr(AtomicaProcessor, "encode", stopped_once)
+    with pytest.raises(KeyboardInterrupt):
+        load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)
+    dataset, report = load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)
+    assert dataset["name"][:] == ["a", "b", "c"] and report.kept == 3 and read == ["a", "b", "c", "c"]
+
+
 def test_one_bad_structure_does_not_stop_the_others(tmp_path, processor, monkeypatch):
     (tmp_path / "m.csv").write_text(SMILES)
     encode = type(processor).encode
@@ -549,6 +562,10 @@ def test_bad_flags_are_named_before_anything_is_written(tmp_path):
         (("--num_proc", 0), "--num_proc is 0"),
         (("--max_samples", 0), "--max_samples is 0"),
         (("--shard_size", 0), "--shard_size is 0"),
+        (("--max_shard_size", "much"), "--max_shard_size is much"),
+        (("--max_shard_size", "0MB"), "--max_shard_size is 0MB"),
+        (("--engine", "ray", "--num_proc", 2), "--num_proc is for --engine local"),
+        (("--ray_address", "auto"), "--ray_address auto needs --engine ray"),
         (("--time_limit", 0), "--time_limit is 0.0"),
         (("--time_limit", "nan"), "--time_limit is nan"),
         (("--interfaces", "some"), "`interfaces` is 'some'"),
