@@ -1,5 +1,6 @@
 # make demo    pretrain on the shipped molecules, open the result in a new process, embed, draw (sets up .venv itself)
 # make solubility   pretraining, fine-tuning, probes and simple models compared on one property
+# make page    a page in the browser: paste a SMILES or upload a structure (no weights are shipped: random ones, and it says so)
 # make test    the tests (sets up .venv itself)
 # make check   what CI runs: style, then the tests
 # make slow    the tests marked slow
@@ -11,13 +12,17 @@ else
 BIN := .venv/bin
 endif
 
-.PHONY: demo solubility test check slow clean
+.PHONY: demo solubility page test check slow clean
 
 demo: .venv/.ready
 	$(BIN)/python examples/demo.py --output_dir demo-output
 
 solubility: .venv/.ready
 	$(BIN)/python examples/solubility.py --output_dir solubility-output
+
+page: .venv/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r demo/requirements.txt -c constraints.txt
+	$(BIN)/python demo/app.py --allow_random_weights
 
 test: .venv/.ready-tests
 	$(BIN)/python -m pytest -q -m "not slow and not forks"
