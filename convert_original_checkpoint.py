@@ -28,7 +28,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 import atomica_hf
@@ -36,6 +35,7 @@ from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.geometry_atomica import BOND_HARMONICS, HARMONICS, Irrep, wigner_3j
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, encoder_irreps
+from script_arguments import ScriptParser
 
 
 MODEL_TYPES = {  # ATOMICA's class -> ours
@@ -1053,7 +1053,7 @@ def reverse(arguments):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(ConversionArguments, description=__doc__.splitlines()[0])
+    parser = ScriptParser(ConversionArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     (reverse if arguments.reverse else convert)(arguments)
 

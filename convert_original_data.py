@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from atomica_hf import ROOT, ReadReport, StructureError
 from atomica_hf.structure_atomica import suffix_of
@@ -29,6 +28,7 @@ from original_data import (
     record_to_example,
 )  # fmt: skip
 from prepare_dataset import as_read_report, is_prepared, load_prepared, load_processor, prepare, report_text
+from script_arguments import ScriptParser
 
 
 @dataclass
@@ -86,7 +86,7 @@ def write_records(examples, file, report):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(ConversionArguments, description=__doc__)
+    parser = ScriptParser(ConversionArguments, description=__doc__)
     parser.add_argument("inputs", nargs="*", help=".pkl .jsonl .json (also .gz) or .parquet files of ATOMICA's records")
     arguments, rest = parser.parse_args_into_dataclasses(argv)
     usage = "expected either INPUT... --output_dir D, or --reverse PREPARED --output_file F"

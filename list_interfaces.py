@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import StructureError
 from atomica_hf.structure_atomica import INTERFACE_DISTANCE, ReadOptions, format_of, is_structure_file, list_interfaces
+from script_arguments import ScriptParser
 
 
 COLUMNS = ("file", "kind", "side a", "side b", "nearest", "blocks a", "blocks b")
@@ -53,7 +53,7 @@ def index_row(path, interface, folder):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(InterfaceArguments, description=__doc__.splitlines()[0])
+    parser = ScriptParser(InterfaceArguments, description=__doc__)
     parser.add_argument("inputs", nargs="+", help="PDB, mmCIF and BinaryCIF files, or folders of them.")
     arguments, rest = parser.parse_args_into_dataclasses(argv)
     options = ReadOptions(

@@ -8,7 +8,6 @@ why. The same command continues a run that was stopped. Files of ATOMICA's proce
 `.parquet`; see `convert_original_data.py`) and prepared datasets are inputs too.
 """
 
-import argparse
 import base64
 import bisect
 import contextlib
@@ -42,7 +41,6 @@ from datasets.utils import are_progress_bars_disabled
 from datasets.utils.py_utils import convert_file_size_to_int
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import ROOT, AtomicaProcessor, ReadReport, StructureError
@@ -56,6 +54,7 @@ from atomica_hf.structure_atomica import (
 )
 from engines import ENGINES, run_tasks
 from original_data import is_original, read_original_examples
+from script_arguments import ScriptParser
 
 
 _INTEGERS, _TEXTS = List(Value("int64")), List(Value("string"))
@@ -789,10 +788,6 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
 # the script -----------------------------------------------------------------------------------------------------------------
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
-
-
 @dataclass
 class PrepareArguments:
     output_dir: str = HfArg(help="Folder for the dataset; must not exist, or be one that this command began.")
@@ -898,16 +893,14 @@ def closing_line(folder, report) -> str:
 
 
 def main(argv=None):
-    parser = HfArgumentParser(PrepareArguments, description=__doc__, formatter_class=_Help)
+    parser = ScriptParser(PrepareArguments, description=__doc__)
     parser.add_argument(
         "inputs",
         nargs="+",
         help=".smi .csv .tsv .sdf .mol2 .xyz .pdb .cif .bcif .parquet (also .gz), an index CSV, folders of structure files, "
         "ATOMICA's data, or prepared datasets",
     )
-    arguments, rest, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
-    if unknown:
-        raise StructureError("usage", f"{' '.join(unknown)}: not understood; inputs come first, then options (see --help).")
+    arguments, rest = parser.parse_args_into_dataclasses(argv)
     for name, least in (("num_proc", 1), ("max_samples", 1), ("shard_size", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:

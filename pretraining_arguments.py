@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomica_hf.data_collator_atomica import TASKS
+from script_arguments import ScriptParser
 
 
 SCHEDULES = ("cosine_with_restarts", "cosine", "warmup_stable_decay", "linear", "constant", "constant_with_warmup")
@@ -213,7 +213,7 @@ def parse_arguments(argv, description=None):
     """
     if len(argv) == 1 and argv[0].endswith(".json"):
         argv = _words(argv[0])
-    arguments = HfArgumentParser(ARGUMENTS, description=description).parse_args_into_dataclasses(argv)
+    arguments = ScriptParser(ARGUMENTS, description=description).parse_args_into_dataclasses(argv)
     check_arguments(arguments[1], arguments[3])
     return arguments
 

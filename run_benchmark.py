@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.constants import HF_HOME
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomic_files import write_table, write_text
@@ -36,6 +35,7 @@ from benchmark_cells import (
 from benchmark_report import cell_rows, difference_rows, draw, scoreboard, wide_rows
 from benchmark_statistics import corpus_molecules, leakage, summarise
 from benchmark_tasks import choose_tasks, describe, find_data, read_tasks
+from script_arguments import ScriptParser
 
 
 @dataclass
@@ -126,7 +126,7 @@ def report(arguments, tasks, data, rows, cells, molecules, corpus):
 
 
 def parse(argv):
-    parser = HfArgumentParser(BenchmarkArguments, description=__doc__)
+    parser = ScriptParser(BenchmarkArguments, description=__doc__)
     try:
         (arguments,) = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:

@@ -29,7 +29,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
@@ -39,6 +39,7 @@ from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
 from embedding_map import PAGE, PICTURES, map_of_parquet
 from engines import ENGINES, run_tasks
 from prepare_dataset import check_engine, differences, for_model, input_fingerprint, load_examples, sync, writing
+from script_arguments import ScriptParser
 
 
 _PART_BLOCKS = 256, 20_000  # least and most of one part, about
@@ -460,7 +461,7 @@ def make_parts(arguments, state, parts, model, processor, wanted, device):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(EmbeddingArguments, description=__doc__)
+    parser = ScriptParser(EmbeddingArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     columns, threads = check(arguments), torch.get_num_threads()
     on_cpu = (arguments.device or best_device()) == "cpu"  # else torchrun on a machine without a GPU would start separate runs

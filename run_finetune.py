@@ -8,8 +8,6 @@ The output folder holds the model with its processor, a card, the split, every p
 test set, with confidence intervals, beside those of simple models (--baselines). Options may also stand in one JSON file.
 """
 
-import argparse
-import copy
 import dataclasses
 import hashlib
 import json
@@ -33,7 +31,6 @@ from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     EarlyStoppingCallback,
-    HfArgumentParser,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -89,6 +86,7 @@ from noisy_nodes import (
 )
 from run_embedding import batches, embed
 from run_embedding import load_model as load_encoder
+from script_arguments import ScriptParser
 from splitting import SETS, SPLITS, canonical_smiles, check_split, make_split, read_split, shared_molecules, write_split
 
 
@@ -250,17 +248,10 @@ USUAL = {*FinetuningArguments.__annotations__, "weight_decay", "lr_scheduler_typ
 USUAL -= {"ddp_timeout", "remove_unused_columns"}
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    def _format_action_invocation(self, action):
-        shown = copy.copy(action)  # without --the-same-with-dashes
-        shown.option_strings = [name for name in action.option_strings if "-" not in name[2:]] or action.option_strings
-        return super()._format_action_invocation(shown)
-
-
 def make_parser():
     """Own options first, then those of the Trainer that are usually set, then all others."""
     usage = "%(prog)s --train_file FILE --output_dir FOLDER [options], or one JSON file with options"
-    parser = HfArgumentParser(ARGUMENTS, usage=usage, description=__doc__, formatter_class=HelpFormatter)
+    parser = ScriptParser(ARGUMENTS, usage=usage, description=__doc__)
     usual = next(group for group in parser._action_groups if group.title == FinetuningArguments._argument_group_name)
     others = parser.add_argument_group("all other options of the Trainer, as Transformers explains them")
     for action in list(usual._group_actions):

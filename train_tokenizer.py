@@ -19,12 +19,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import AtomicaTokenizer
 from atomica_hf.fragmentation_atomica import ATOM_ORDERS
 from atomica_hf.tokenization_atomica import BASE_TOKENS
+from script_arguments import ScriptParser
 
 
 PLAIN, TABLES = (".smi", ".txt"), {".csv": ",", ".tsv": "\t"}
@@ -80,7 +80,7 @@ def read_smiles(path, column=None):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(MiningArguments, description=__doc__.splitlines()[0])
+    parser = ScriptParser(MiningArguments, description=__doc__)
     parser.add_argument(
         "inputs", nargs="+", help="Files with SMILES: .smi .txt (first word of a line), .csv .tsv (a column); also .gz."
     )

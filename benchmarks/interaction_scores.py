@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 
@@ -31,6 +30,7 @@ from atomica_hf.processing_atomica import pad_examples  # noqa: E402
 from prepare_dataset import for_model, load_examples  # noqa: E402
 from run_embedding import load_model, model_inputs  # noqa: E402
 from run_interaction_scores import scores_of  # noqa: E402
+from script_arguments import ScriptParser  # noqa: E402
 from structure_page import contact_distances  # noqa: E402
 
 
@@ -90,7 +90,7 @@ def aurocs(model, example, contact):
 
 
 def main(argv=None):
-    (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = ScriptParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
     torch.set_num_threads(arguments.threads)
     if arguments.model_name_or_path is None:
         model, processor = random_model(AtomicaConfig.from_pretrained(ROOT), 0), AtomicaProcessor.from_pretrained(ROOT)

@@ -25,13 +25,13 @@ try:
     import gradio as gr
 except ImportError:
     sys.exit("demo/app.py: error: the package gradio is missing: pip install -r demo/requirements.txt")
-from transformers import HfArgumentParser  # noqa: E402
 from transformers.hf_argparser import HfArg  # noqa: E402
 
 from atomica_hf import StructureError  # noqa: E402
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, MOLECULE_SUFFIXES  # noqa: E402
 from demo.analysis import NO_MEANING, Limits, Settings, analyse, list_choices, open_demo  # noqa: E402
 from run_embedding import best_device  # noqa: E402
+from script_arguments import ScriptParser  # noqa: E402
 from structure_page import COLUMNS, HEADS  # noqa: E402
 
 
@@ -70,7 +70,7 @@ def parse(argv=None, environment=os.environ):
     for option in fields(DemoArguments):
         if value := environment.get(f"ATOMICA_{option.name.upper()}"):
             given += [f"--{option.name}", value]
-    parser = HfArgumentParser(DemoArguments, description=__doc__)
+    parser = ScriptParser(DemoArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses([*given, *(sys.argv[1:] if argv is None else argv)])
     for name in ("at_once", "queue"):
         if getattr(arguments, name) < 1:

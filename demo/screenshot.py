@@ -14,13 +14,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from PIL import Image
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from atomic_files import replacing  # noqa: E402
+from script_arguments import ScriptParser  # noqa: E402
 
 
 HERE = ("127.0.0.1", "localhost", "")  # data: and blob: have no host
@@ -98,7 +98,7 @@ def drawn_pixels(page):
 
 
 def main(argv=None):
-    (arguments,) = HfArgumentParser(ScreenshotArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = ScriptParser(ScreenshotArguments, description=__doc__).parse_args_into_dataclasses(argv)
     with headless_browser() as browser:
         page, elsewhere = open_page(browser, arguments.url, arguments.width)
         page.locator("#smiles textarea").fill(arguments.smiles)
