@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
+from atomica_hf import StructureError
 from atomica_hf.data_collator_atomica import Puzzle, RotationDistribution, superpose, wrapped_normal_score
-from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
+from atomica_hf.pipelines_atomica import check_example, model_inputs
+from atomica_hf.processing_atomica import pad_examples
 
 
 KINDS = ("translation", "rotation", "torsion", "atom")
@@ -33,7 +35,7 @@ class Noise:
 
     def __post_init__(self):
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
+            if not 0 < getattr(self, field.name) < np.inf:
                 raise ValueError(f"The {field.name} noise is {getattr(self, field.name)}, expected a positive number.")
 
 
@@ -184,8 +186,7 @@ def model_predictor(model):
     give it: `translation` and `rotation` `(3,)`, `torsion` `(num_torsions,)`, `atom` `(num_atoms, 3)`."""
     config = model.config
     heads = [kind for kind in KINDS if getattr(config, f"use_{kind}_noise")]
-    names = [*MODEL_INPUTS, "perturbed_segment", "torsion_index"]
-    names += ["modality_ids"] * bool(config.num_modalities) + ["block_features"] * bool(config.block_feature_sizes)
+    names = [*model_inputs(config), "perturbed_segment", "torsion_index"]
 
     @torch.no_grad()
     def predict(puzzles, segments):
@@ -193,9 +194,8 @@ def model_predictor(model):
         for puzzle, segment in zip(puzzles, segments):
             bonds = puzzle.bonds[bonds_of(puzzle, segment)]
             examples.append({**puzzle.to_example(), "perturbed_segment": segment, "torsion_index": bonds})
-            if config.num_modalities and puzzle.modality is None:
-                raise ValueError(f"{puzzle.name} has no modality, which this model needs.")
-            examples[-1]["modality_ids"] = puzzle.modality
+            examples[-1].update(name=puzzle.name, modality_ids=puzzle.modality)
+            check_example(examples[-1], config)
         batch = {name: value.to(model.device) for name, value in pad_examples(examples, names).items()}
         output = model(**batch)
         found = {kind: output[f"{kind}_prediction"].double().cpu().numpy() for kind in heads}
@@ -217,7 +217,7 @@ def step_sizes(steps, step_size=1.0, schedule="constant"):
     """
     if schedule not in SCHEDULES:
         raise ValueError(f"The schedule is {schedule!r}, expected one of {', '.join(SCHEDULES)}.")
-    if steps < 1 or not step_size > 0:
+    if steps < 1 or not 0 < step_size < np.inf:
         raise ValueError(f"{steps} steps of size {step_size}: expected at least one, of a positive size.")
     sigma = {"constant": np.ones(steps), "linear": np.linspace(1, 0.1, steps), "geometric": np.geomspace(1, 0.1, steps)}
     return step_size * sigma[schedule] ** 2
@@ -257,6 +257,9 @@ def denoise(predict, puzzles, segments, noise=None, factors=(1.0,), kinds=KINDS,
 
     Returns:
         Per puzzle, positions `(num_steps + 1, num_atoms, 3)` before the first and after each step.
+
+    Raises:
+        `StructureError`: if a prediction is not finite.
     """
     noise = noise or Noise()
     rotations = RotationDistribution(noise.rotation, noise.max_rotation)
@@ -265,6 +268,8 @@ def denoise(predict, puzzles, segments, noise=None, factors=(1.0,), kinds=KINDS,
         for i, prediction in enumerate(predict(puzzles, segments)):
             allowed = movable(puzzles[i], segments[i], kinds)
             prediction = {kind: value for kind, value in prediction.items() if kind in allowed}
+            if not all(np.isfinite(value).all() for value in prediction.values()):
+                raise StructureError("bad_prediction", f"{puzzles[i].name}: the model predicts numbers that are not finite.")
             motion = motion_of(prediction, noise, sigmas[i] if sigmas else None, rotation_estimate, rotations)
             move(puzzles[i], segments[i], {kind: factor * value for kind, value in motion.items()})
             frames[i].append(puzzles[i].positions.copy())

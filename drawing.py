@@ -1,6 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Proposals for hidden blocks, drawn as structures."""
 
+from collections import Counter
 from pathlib import Path
 
 from rdkit import Chem
@@ -39,10 +40,12 @@ def draw_proposals(rows, path=None, cell=(190, 160), most=50):
     ending = "" if path is None else Path(path).suffix.lower()
     if ending not in ("", ".svg", ".png"):
         raise ValueError(f"{path}: drawings end in .svg or .png.")
-    blocks = {}
+    blocks, times = {}, Counter()  # inputs may have the same name: their blocks begin anew with rank 1
     for row in rows:
         if "score" in row:
-            blocks.setdefault((row["name"], row["block"]), []).append(row)
+            place = (row["name"], row.get("structure"), row["block"])
+            times[place] += row.get("rank") == 1
+            blocks.setdefault((*place, times[place]), []).append(row)
     if not blocks:
         raise ValueError("There are no proposals to draw.")
     drawn = list(blocks.values())[:most]

@@ -93,8 +93,10 @@ class EmbeddingFiles:
             with _opened(file) as parquet:
                 for batch in parquet.iter_batches(1024, columns=[self.column]):
                     widths = pc.drop_null(pc.list_value_length(batch.column(0)))
-                    if len(widths):
+                    if len(widths) and widths[0].as_py():
                         return widths[0].as_py()
+                    if len(widths):
+                        raise StructureError("no_vectors", f"{file}: the first vector in {self.column} has no numbers.")
         raise StructureError("no_vectors", f"{self.path}: the column {self.column} is empty in all of {self.num_rows} rows.")
 
     def tables(self, columns, rows=ROWS_PER_BLOCK):

@@ -7,7 +7,7 @@ python embedding_map.py --vectors vectors.parquet --output_file map.svg --method
 """
 
 import html
-import json
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -17,19 +17,21 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomic_files import save_figure, write_text
 from atomica_hf import StructureError
 from atomica_hf.structure_atomica import read_table
 from embedding_files import EmbeddingFiles, describe
+from script_arguments import ScriptParser
+from structure_page import json_for_html
 
 
 METHODS = ("pca", "umap", "tsne")
 PICTURES, PAGE = (".png", ".svg", ".pdf"), ".html"
 COLOUR_AS = ("auto", "numbers", "words")
 MAX_WORDS = 10
+SMALLEST, LARGEST = 1e-100, 1e100  # whose squares, and sums of them, are numbers
 PALETTE = [to_hex(colour) for colour in colormaps["tab10"].colors]
 PALETTE[7] = "#000000"  # its grey would look like what has no value
 PLAIN, OTHER, MISSING = "#1f77b4", "#8fa3b3", "#d0d0d0"
@@ -59,6 +61,9 @@ def project(vectors, method="pca", seed=0):
     needed = 1 if method == "pca" else 5
     if len(vectors) < needed:
         raise StructureError("few_vectors", f"{len(vectors)} vectors, expected at least {needed} for {method}.")
+    largest = np.abs(vectors).max(axis=None if method == "pca" else 1, keepdims=True, initial=0)
+    as_it_is = (largest == 0) | ((largest > SMALLEST) & (largest < LARGEST))
+    vectors = vectors / np.where(as_it_is, 1, largest)  # neither angles nor shares of the variance change
     if method == "pca":
         return _principal_components(vectors)
     if method == "umap":
@@ -354,14 +359,12 @@ def map_page(points, names, values=None, *, axes=("", ""), title="", value_name=
         "texts": colours.texts if values is not None else [], "legend": colours.legend, "limits": limits, "bar": shades,
         "valueName": value_name if values is not None else "", "size": float(np.clip(250 / len(points) ** 0.5, 3, 9)),
     }  # fmt: skip
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for mark in "<>&\u2028\u2029":  # the end of a script, and what some readers take for the end of a line
-        text = text.replace(mark, f"\\u{ord(mark):04x}")
-    parts = {"%TITLE%": html.escape(title), "%AXES%": html.escape(f"Across: {axes[0]}; up: {axes[1]}"), "%DATA%": text}
-    page = PAGE_TEXT
-    for mark, part in parts.items():  # the data come last: what looks like a mark in a name stays
-        page = page.replace(mark, part)
-    return page
+    parts = {
+        "%TITLE%": html.escape(title),
+        "%AXES%": html.escape(f"Across: {axes[0]}; up: {axes[1]}"),
+        "%DATA%": json_for_html(data),
+    }
+    return re.sub("|".join(parts), lambda mark: parts[mark[0]], PAGE_TEXT)  # at once: what looks like a mark in a name stays
 
 
 # files ----------------------------------------------------------------------------------------------------------------------
@@ -441,8 +444,12 @@ def map_of_parquet(
     for file in outputs:
         if file.suffix.lower() not in (*PICTURES, PAGE):
             raise StructureError("usage", f"{file}: expected a name that ends in {', '.join((*PICTURES, PAGE))}.")
+        if file.is_dir():
+            raise StructureError("usage", f"{file} is a folder, expected the name of a file.")
     if max_points < 1 or labels < 0:
         raise StructureError("usage", f"{max_points} points and {labels} labels, expected at least 1 and 0.")
+    if not 0 <= seed < 2**32:
+        raise StructureError("usage", f"The seed is {seed}, expected 0 to {2**32 - 1}.")
     if table and not color_by:
         raise StructureError("usage", f"The table {table} has nothing to do without a column to colour by (--color_by).")
     files = EmbeddingFiles(parquet, column)
@@ -504,7 +511,7 @@ class MapArguments:
 
 
 def main(argv=None):
-    parser = HfArgumentParser(MapArguments, description=__doc__)
+    parser = ScriptParser(MapArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     if not arguments.output_file:
         raise StructureError("usage", "--output_file: expected at least one file to write.")

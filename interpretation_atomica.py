@@ -6,6 +6,9 @@ model for it becomes zero, and the global atom stays where it was. Blocks that p
 tokens, get no score. The read-out is handed in as a function, so nothing here knows how a model is built.
 """
 
+from collections.abc import Iterable
+from numbers import Integral
+
 import torch
 import torch.nn.functional as F
 
@@ -74,7 +77,8 @@ def check_arguments(segments, readout, max_blocks_per_batch):
         raise ValueError(f"`readout` is {readout!r}, expected one of {', '.join(READOUTS)}.")
     if max_blocks_per_batch < 1:
         raise ValueError(f"`max_blocks_per_batch` is {max_blocks_per_batch}, expected a positive number.")
-    if segments is not None and (not segments or any(not isinstance(s, int) or s < 0 for s in segments)):
+    given = [] if not isinstance(segments, Iterable) else list(segments)
+    if segments is not None and (not given or any(not isinstance(s, Integral) or s < 0 for s in given)):
         raise ValueError(f"`segments` are {segments!r}, expected None for all or some of 0, 1, ...")
 
 
@@ -147,7 +151,8 @@ def interaction_scores(read_out, config, inputs, segments=None, readout="z_inter
         `torch.FloatTensor` of shape `(batch, num_blocks)`.
 
     Raises:
-        `ValueError`: for bad arguments, a complex without one of the segments, or without a partner to read out.
+        `ValueError`: for bad arguments, a complex without one of the segments, or without a partner to read out, and vectors
+            that are not finite.
     """
     check_arguments(segments, readout, max_blocks_per_batch)
     inputs = {name: value for name, value in inputs.items() if value is not None}
@@ -171,6 +176,8 @@ def interaction_scores(read_out, config, inputs, segments=None, readout="z_inter
                 else:
                     vectors = read_out(batch, partner.expand(len(blocks) + 1, -1), True)
                 scores[row, blocks] = F.cosine_similarity(widest(vectors[:1]), widest(vectors[1:]), dim=-1)
+                if not vectors.isfinite().all():
+                    raise ValueError(f"The {readout} of complex {row} of the batch is not finite: are positions and weights?")
     return scores
 
 

@@ -60,6 +60,25 @@ def smiles_of_token(token: str):
     return None if kind == "special" else token
 
 
+def model_inputs(config):
+    """Names of what a model of this configuration reads of an example."""
+    optional = (("modality_ids", config.num_modalities), ("block_features", config.block_feature_sizes))
+    return [*MODEL_INPUTS, *(name for name, needed in optional if needed)]
+
+
+def check_example(example, config):
+    """
+    Raises:
+        `StructureError`: if an example lacks an input of the model, or is nowhere.
+    """
+    name = example.get("name", "An example")
+    missing = [key for key in model_inputs(config) if example.get(key) is None]
+    if missing:
+        raise StructureError("missing_input", f"{name} has no {', '.join(missing)}, which this model needs.")
+    if not np.isfinite(np.asarray(example["positions"], dtype=float)).all():
+        raise StructureError("bad_coordinates", f"{name} has coordinates that are not finite.")
+
+
 def _as_it_is(item):
     return item
 
@@ -145,24 +164,9 @@ class AtomicaPipeline(Pipeline):
             raise error
         report.reject(name, error)
 
-    def _check(self, example):
-        """
-        Raises:
-            `StructureError`: if an example lacks an input of the model, or is nowhere.
-        """
-        name = example.get("name", "An example")
-        missing = [key for key in self.model_inputs if example.get(key) is None]
-        if missing:
-            raise StructureError("missing_input", f"{name} has no {', '.join(missing)}, which this model needs.")
-        if not np.isfinite(np.asarray(example["positions"], dtype=float)).all():
-            raise StructureError("bad_coordinates", f"{name} has coordinates that are not finite.")
-
     @property
     def model_inputs(self):
-        """Names of what this model reads of an example."""
-        config = self.model.config
-        optional = (("modality_ids", config.num_modalities), ("block_features", config.block_feature_sizes))
-        return [*MODEL_INPUTS, *(name for name, needed in optional if needed)]
+        return model_inputs(self.model.config)
 
     def preprocess(self, item, on_error="raise", **options):
         """One input -> its `units`, dictionaries with `inputs` for the model, and what was `rejected`."""
@@ -178,15 +182,17 @@ class AtomicaPipeline(Pipeline):
         except ValueError as error:
             self._reject(report, item, error)
             examples = []
-        for example in examples:
+        for number, example in enumerate(examples):
             try:
-                self._check(example)
-                units += self.units(example, options)
+                check_example(example, self.model.config)
+                units += [{"structure": number, **unit} for unit in self.units(example, options)]
             except ValueError as error:
                 self._reject(report, example.get("name", "example"), error)
         return {"units": units, "rejected": report.rejected, "options": options}
 
     def get_iterator(self, inputs, num_workers, batch_size, preprocess_params, forward_params, postprocess_params):
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}, expected a positive number.")
         dataset = PipelineDataset if isinstance(inputs, Sized) else PipelineIterator
         dataset = dataset(inputs, self.preprocess, preprocess_params)
         loader = DataLoader(dataset, num_workers=num_workers, batch_size=None, collate_fn=_as_it_is)
@@ -241,10 +247,10 @@ class AtomicaFillMaskPipeline(AtomicaPipeline):
         top_k (`int`): proposals for each block, 5 by default; None for all.
 
     Returns:
-        For each input a list of dictionaries, blocks in their order and the best proposal first: `score` (probability),
-        `token`, `token_str`, `smiles` and `kind` of the proposal; `name`, `block`, `segment`, `origin`, `chain`, `component`,
-        `number` and `atoms` (names) of the hidden block; `true_token`, `true_token_str`, `true_smiles` and `true_score` of
-        what it was, None if unknown.
+        For each input a list of dictionaries, blocks in their order and the best proposal first: `score` (probability), `rank`
+        (from 1), `token`, `token_str`, `smiles` and `kind` of the proposal; `name`, `structure` (number of its structure in the
+        input, from 0), `block`, `segment`, `origin`, `chain`, `component`, `number` and `atoms` (names) of the hidden block;
+        `true_token`, `true_token_str`, `true_smiles` and `true_score` of what it was, None if unknown.
 
     Raises:
         `StructureError`: if a block is not there or a global one.
@@ -289,7 +295,7 @@ class AtomicaFillMaskPipeline(AtomicaPipeline):
             elif not 0 <= block < len(ids) or ids[block] in (self.model.config.pad_token_id, self.model.config.global_token_id):
                 ordinary = np.flatnonzero((ids != 0) & (ids != self.model.config.global_token_id)).tolist()
                 raise StructureError(
-                    "no_block", f"{name} has no block {block} that can be hidden, expected one of {str(ordinary)[1:400]}."
+                    "no_block", f"{name} has no block {block} that can be hidden, expected one of {str(ordinary)[1:-1][:400]}."
                 )
             else:
                 chosen.append(int(block))
@@ -326,16 +332,17 @@ class AtomicaFillMaskPipeline(AtomicaPipeline):
             true_text = tokenizer.convert_ids_to_tokens(true) if true >= 0 else None
             atoms = np.flatnonzero(np.asarray(example["atom_to_block"]) == block)
             where = {
-                "name": example.get("name"), "block": block, "segment": int(example["token_type_ids"][block]), "origin": text,
+                "name": example.get("name"), "structure": unit["structure"],
+                "block": block, "segment": int(example["token_type_ids"][block]), "origin": text,
                 "chain": origin.chain, "component": origin.name, "number": origin.number,
                 "atoms": [example["atom_origins"][atom] for atom in atoms] if "atom_origins" in example else None,
                 "true_token": true if true >= 0 else None,
                 "true_token_str": true_text, "true_smiles": smiles_of_token(true_text) if true_text else None,
                 "true_score": float(probabilities[true]) if true >= NUM_SPECIAL_BLOCKS else None,
             }  # fmt: skip
-            for score, token in zip(values, tokens):
+            for rank, (score, token) in enumerate(zip(values, tokens), 1):
                 text = tokenizer.convert_ids_to_tokens(token)
-                proposal = {"score": score, "token": token, "token_str": text}
+                proposal = {"score": score, "rank": rank, "token": token, "token_str": text}
                 yield {**proposal, "smiles": smiles_of_token(text), "kind": kind_of_token(text), **where}
 
 
@@ -395,7 +402,9 @@ class AtomicaFeatureExtractionPipeline(AtomicaPipeline):
         example, row = unit["example"], {"name": unit["example"].get("name")}
         for name, value in vectors.items():
             kind = options.get("return_tensors")
-            row[name] = value if kind == "pt" else value.float().numpy() if kind == "np" else value.tolist()
+            if kind == "np":
+                value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+            row[name] = value if kind else value.tolist()
         if any(name.endswith(("block", "atom")) for name in vectors):
             row["tokens"] = self.processor.tokenizer.convert_ids_to_tokens([int(token) for token in example["input_ids"]])
             row["atom_to_block"] = [int(block) for block in example["atom_to_block"]]
@@ -404,5 +413,6 @@ class AtomicaFeatureExtractionPipeline(AtomicaPipeline):
 
 
 __all__ = [
-    "AtomicaFeatureExtractionPipeline", "AtomicaFillMaskPipeline", "AtomicaPipeline", "kind_of_token", "smiles_of_token",
+    "AtomicaFeatureExtractionPipeline", "AtomicaFillMaskPipeline", "AtomicaPipeline", "check_example", "kind_of_token",
+    "model_inputs", "smiles_of_token",
 ]  # fmt: skip

@@ -6,12 +6,12 @@
 
 With --perturb a good structure is moved by the noise of pretraining, and the distance to where it was is measured; without it
 the structure itself is repaired, and measured against --reference_file if there is one. In the output folder: report.json,
-steps.csv (distances after every step), rmsd.png, arrows.png, and the first trajectories as PDB with several models.
+steps.csv (distances after every step), rmsd.png, arrows.png, and the first trajectories as PDB with several models (mmCIF for
+what does not fit into PDB). Files of an earlier run into the same folder are removed.
 """
 
 import dataclasses
 import json
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig, HfArgumentParser
+from transformers import AutoConfig
 from transformers.hf_argparser import HfArg
 
-from atomic_files import save_figure, write_table, write_text
+from atomic_files import replacing, save_figure, write_table, write_text
 from atomica_hf import AtomicaForPreTraining, AtomicaProcessor, ReadReport, StructureError, read_structures
+from atomica_hf.pipelines_atomica import check_example
 from denoising import (
     KINDS,
     ROTATION_ESTIMATES,
@@ -39,6 +40,8 @@ from denoising import (
     step_sizes,
 )
 from run_embedding import best_device
+from run_interaction_scores import file_name, remove_earlier, structure_suffix
+from script_arguments import ScriptParser
 
 
 @dataclass
@@ -91,24 +94,35 @@ def usage(message):
     return StructureError("usage", message)
 
 
-def load_model(name, device):
-    """(`AtomicaForPreTraining` with every head that its configuration says, `AtomicaProcessor`) of a folder or hub id.
+LARGEST_NOISE = 1000.0  # angstrom or radian; more than that is a mistake
+
+
+def load_model(name, device, model_class=AtomicaForPreTraining):
+    """(Model with every head that it should have, `AtomicaProcessor`) of a folder or hub id.
 
     Raises:
-        `StructureError`: if there is no pretrained Atomica model.
+        `StructureError`: if there is no pretrained Atomica model, its tokenizer has other tokens, or the device is not there.
     """
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type != "atomica":
             raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
-        model, found = AtomicaForPreTraining.from_pretrained(name, output_loading_info=True)
+        model, found = model_class.from_pretrained(name, output_loading_info=True)
         heads = sorted({key.split(".")[0] for key in found["missing_keys"]})
         if heads:
             raise ValueError(f"the weights have no {', '.join(heads)}")
         processor = AtomicaProcessor.from_pretrained(name)
     except (OSError, ValueError, SafetensorError) as error:
         raise StructureError("no_model", f"{name}: no pretrained Atomica model there: {str(error).splitlines()[0]}") from error
-    return model.to(device).eval(), processor
+    if len(processor.tokenizer) != model.config.vocab_size:
+        raise StructureError(
+            "other_vocabulary",
+            f"{name}: the model has {model.config.vocab_size} block tokens, the tokenizer {len(processor.tokenizer)}.",
+        )
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:
+        raise StructureError("no_device", f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def parse_levels(texts):
@@ -120,12 +134,16 @@ def parse_levels(texts):
     levels = {}
     for text in texts:
         kind, _, level = text.partition("=")
+        if kind in levels:
+            raise usage(f"--perturb {text}: {kind} has a level already.")
         try:
             levels[kind] = float(level)
         except ValueError:
             levels[kind] = -1.0
-        if kind not in KINDS or not levels[kind] > 0:
-            raise usage(f"--perturb {text}: expected one of {', '.join(KINDS)}, =, and a positive number.")
+        if kind not in KINDS or not 0 < levels[kind] <= LARGEST_NOISE:
+            raise usage(
+                f"--perturb {text}: expected one of {', '.join(KINDS)}, =, and a positive number up to {LARGEST_NOISE:g}."
+            )
     return levels
 
 
@@ -137,7 +155,7 @@ def read_examples(path, processor, arguments, report):
         structures = read_structures(path, report, processor.read_options)
     examples = []
     for structure in structures:
-        if len(examples) == (arguments.max_samples or -1):
+        if len(examples) == arguments.max_samples:
             break
         try:
             examples.append(processor.encode(structure))
@@ -150,7 +168,10 @@ def references(examples, arguments, processor):
     """Positions that examples should have, from --reference_file, or None for each."""
     if arguments.reference_file is None:
         return [None] * len(examples)
-    others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True))
+    try:
+        others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True))
+    except StructureError as error:
+        raise StructureError(error.code, f"--reference_file {arguments.reference_file}: {error}") from error
     if len(others) != len(examples):
         raise usage(f"{arguments.reference_file}: {len(others)} structures, expected {len(examples)} as in the input.")
     for example, other in zip(examples, others):
@@ -175,20 +196,23 @@ def distances(name, puzzle, segment, frames, reference):
     return rows
 
 
-def write_trajectory(path, processor, example, frames):
-    """Positions `(num_frames, num_atoms, 3)` as a PDB file with one model each."""
+def write_frames(path, processor, example, frames):
+    """Positions `(num_frames, num_atoms, 3)` as a PDB or mmCIF file, by its ending, with one model each."""
     import gemmi
 
     trajectory = None
-    for number, positions in enumerate(frames, 1):
-        structure = gemmi.read_pdb_string(processor.to_pdb({**example, "positions": positions}))
-        model = structure[0]
-        model.num = number
-        if trajectory is None:
-            trajectory = structure
-        else:
-            trajectory.add_model(model)
-    write_text(path, trajectory.make_pdb_string())
+    with replacing(path) as temporary:
+        for number, positions in enumerate(frames, 1):
+            processor.to_pdb({**example, "positions": positions}, path=temporary)
+            structure = gemmi.read_structure(str(temporary))
+            structure[0].num = number
+            if trajectory is None:
+                trajectory = structure
+            else:
+                trajectory.add_model(structure[0])
+        is_pdb = Path(path).suffix == ".pdb"
+        text = trajectory.make_pdb_string() if is_pdb else trajectory.make_mmcif_document().as_string()
+        temporary.write_text(text, encoding="utf-8")
 
 
 def plot_distances(rows, path):
@@ -252,14 +276,30 @@ def summary_of(rows, steps):
     return found
 
 
-def main(argv=None):
-    parser = HfArgumentParser(DenoisingArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
-    levels = parse_levels(arguments.perturb)
+def check(arguments, levels):
+    """
+    Raises:
+        `StructureError`: naming the option that is wrong.
+    """
     if levels and arguments.reference_file:
         raise usage("--perturb and --reference_file exclude each other: what is perturbed here is its own reference.")
-    if arguments.batch_size < 1:
-        raise usage(f"--batch_size is {arguments.batch_size}, expected a positive number.")
+    for name, least in (("batch_size", 1), ("max_samples", 1), ("max_trajectories", 0), ("seed", 0), ("segment", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise usage(f"--{name} is {value}, expected {least} or more.")
+    for name in ("translation_sigma", "atom_sigma"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value <= LARGEST_NOISE:
+            raise usage(f"--{name} is {value}, expected a positive length in angstrom, up to {LARGEST_NOISE:g}.")
+    if Path(arguments.output_dir).is_file():
+        raise usage(f"--output_dir {arguments.output_dir} is a file, expected the name of a folder.")
+
+
+def main(argv=None):
+    parser = ScriptParser(DenoisingArguments, description=__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    levels = parse_levels(arguments.perturb)
+    check(arguments, levels)
     try:
         factors = step_sizes(arguments.steps, arguments.step_size, arguments.schedule)
         noise = Noise(
@@ -275,8 +315,6 @@ def main(argv=None):
     if not kinds or len(kinds) < len(arguments.motions):
         raise usage(f"This model predicts {', '.join(predict.kinds) or 'no motion'}, asked for is {', '.join(asked)}.")
     known = {"translation": arguments.translation_sigma, "atom": arguments.atom_sigma}
-    if any(sigma is not None and not sigma > 0 for sigma in known.values()):
-        raise usage("--translation_sigma and --atom_sigma must be positive lengths in angstrom.")
 
     report = ReadReport()
     examples = read_examples(arguments.input_file, processor, arguments, report)
@@ -285,7 +323,10 @@ def main(argv=None):
         segment = max(example["token_type_ids"]) if arguments.segment is None else arguments.segment
         try:
             puzzle, segment = puzzle_of(example), int(segment)
+            check_example(example, model.config)
             check_segment(puzzle, segment)
+            if not movable(puzzle, segment, kinds):
+                raise ValueError(f"{puzzle.name}: segment {segment} has nothing that {', '.join(kinds)} could move.")
             if levels:
                 reference, rng = puzzle.positions, np.random.default_rng((arguments.seed, index))
                 can = {kind: levels[kind] for kind in movable(puzzle, segment, levels)}
@@ -294,45 +335,51 @@ def main(argv=None):
                 report.notes.update(f"no {kind} noise, because there is nothing to move so" for kind in set(levels) - set(can))
                 puzzle = perturb(example, can, segment, rng, arguments.max_rotation)
         except ValueError as error:
-            report.reject(example["name"], StructureError("bad_segment", str(error)))
+            report.reject(example["name"], StructureError(getattr(error, "code", "bad_segment"), str(error)))
             continue
         work.append((f"{index + 1} {example['name']}", example, puzzle, segment, reference))
+    report.kept = len(work)
     if not work:
         raise StructureError("nothing", f"{arguments.input_file}: nothing that can be repaired. {report.summary()}")
 
-    report.kept = len(work)
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     batch_size = 1 if model.config.attend_to_padding else arguments.batch_size
-    trajectories = []
+    trajectories, files = [], ["steps.csv", "rmsd.png"]
     with tqdm(total=len(work), desc="Repairing", unit="structure") as bar:
         for start in range(0, len(work), batch_size):
             batch = work[start : start + batch_size]
-            frames = denoise(
-                predict, [item[2] for item in batch], [item[3] for item in batch], noise, factors, kinds,
-                [{kind: sigma for kind, sigma in known.items() if sigma} for _ in batch], arguments.rotation_estimate,
-            )  # fmt: skip
+            try:
+                frames = denoise(
+                    predict, [item[2] for item in batch], [item[3] for item in batch], noise, factors, kinds,
+                    [{kind: sigma for kind, sigma in known.items() if sigma} for _ in batch], arguments.rotation_estimate,
+                )  # fmt: skip
+            except RuntimeError as error:
+                message = f"The model failed, with --batch_size {batch_size}, at {batch[0][0]} or the next ones: {error}"
+                raise StructureError("no_prediction", message) from error
             for (name, example, puzzle, segment, reference), positions in zip(batch, frames):
                 target = positions[0] if reference is None else reference
                 rows += distances(name, puzzle, segment, positions, target)
                 if len(trajectories) < arguments.max_trajectories:
-                    safe = re.sub(r"[^A-Za-z0-9]+", "_", name)[:60]
-                    trajectories.append(f"trajectory_{safe}.pdb")
-                    write_trajectory(folder / trajectories[-1], processor, example, positions)
+                    place = f"{file_name(int(name.split()[0]), example['name'])}{structure_suffix(example)}"
+                    trajectories.append(f"trajectory_{place}")
+                    write_frames(folder / trajectories[-1], processor, example, positions)
                     if reference is not None:
-                        pdb = processor.to_pdb({**example, "positions": reference})
-                        write_text(folder / f"original_{safe}.pdb", pdb)
+                        files.append(f"original_{place}")
+                        write_frames(folder / files[-1], processor, example, [reference])
                     if len(trajectories) == 1:
-                        plot_arrows(puzzle, segment, positions, reference, folder / "arrows.png")
+                        files.append("arrows.png")
+                        plot_arrows(puzzle, segment, positions, reference, folder / files[-1])
                 bar.update()
     measured_to = "the original" if levels else arguments.reference_file or "where they were before"
     result = {
         "structures": len(work), "measured_to": measured_to, "moved_segments": summary_of(rows, arguments.steps),
         "motions": kinds, "factors": factors.tolist(), "arguments": dataclasses.asdict(arguments),
-        "trajectories": trajectories, "input": report.to_dict(),
+        "trajectories": trajectories, "files": files + trajectories, "input": report.to_dict(),
     }  # fmt: skip
     write_table(folder / "steps.csv", rows)
     plot_distances(rows, folder / "rmsd.png")
+    remove_earlier(folder, result["files"])
     write_text(folder / "report.json", json.dumps(result, indent=1) + "\n")
     moved = result["moved_segments"]["rmsd"]
     print(

@@ -12,14 +12,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from transformers import HfArgumentParser, pipeline
+from transformers import pipeline
 from transformers.hf_argparser import HfArg
 
 from atomic_files import write_table, write_text
-from atomica_hf import AtomicaForMaskedLM, AtomicaProcessor, ReadReport, StructureError
+from atomica_hf import AtomicaForMaskedLM, ReadReport, StructureError
 from drawing import draw_proposals
+from run_denoising import load_model
 from run_embedding import best_device
+from script_arguments import ScriptParser
 
 
 @dataclass
@@ -40,39 +41,54 @@ class FillMaskArguments:
     device: str | None = HfArg(default=None, help="cpu, cuda, mps; by default the best there is.")
 
 
-def main(argv=None):
-    parser = HfArgumentParser(FillMaskArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
-    blocks = [int(block) if block.isdigit() else block for block in arguments.blocks]
-    options = {name: getattr(arguments, name) for name in ("top_k", "together", "side_a", "side_b", "ligand_smiles")}
+def check(arguments):
+    """
+    Raises:
+        `StructureError`: naming the option that is wrong.
+    """
     if arguments.drawing and Path(arguments.drawing).suffix.lower() not in (".svg", ".png"):
         raise StructureError("usage", f"--drawing {arguments.drawing}: expected a name that ends in .svg or .png.")
+    for name in ("output_file", "drawing"):
+        if getattr(arguments, name) and Path(getattr(arguments, name)).is_dir():
+            raise StructureError("usage", f"--{name} {getattr(arguments, name)} is a folder, expected the name of a file.")
+    if arguments.batch_size < 1:
+        raise StructureError("usage", f"--batch_size is {arguments.batch_size}, expected a positive number.")
+
+
+def main(argv=None):
+    parser = ScriptParser(FillMaskArguments, description=__doc__)
+    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    check(arguments)
+    blocks = [int(block) if block.isdecimal() else block for block in arguments.blocks]
+    options = {name: getattr(arguments, name) for name in ("top_k", "together", "side_a", "side_b", "ligand_smiles")}
+    model, processor = load_model(arguments.model_name_or_path, arguments.device or best_device(), AtomicaForMaskedLM)
     try:
-        model = AtomicaForMaskedLM.from_pretrained(arguments.model_name_or_path)
-        processor = AtomicaProcessor.from_pretrained(arguments.model_name_or_path)
-        device = arguments.device or best_device()
-        fill = pipeline("atomica-fill-mask", model=model, processor=processor, device=device, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StructureError("no_model", f"{arguments.model_name_or_path}: {str(error).splitlines()[0]}") from error
+        fill = pipeline("atomica-fill-mask", model=model, processor=processor, device=model.device, **options)
+    except ValueError as error:
+        raise StructureError("usage", f"{arguments.model_name_or_path}: {error}") from error
     chosen = "all" if blocks == ["all"] else blocks
-    results = fill(arguments.inputs, blocks=chosen, batch_size=arguments.batch_size, on_error="return")
+    try:
+        results = fill(arguments.inputs, blocks=chosen, batch_size=arguments.batch_size, on_error="return")
+    except RuntimeError as error:
+        raise StructureError("no_proposals", f"The model failed, with --batch_size {arguments.batch_size}: {error}") from error
     report, rows = ReadReport(), []
-    for result in results:
+    for number, result in enumerate(results):
+        found = [{"input": number, **row, "atoms": " ".join(row["atoms"] or [])} for row in result if "error" not in row]
+        report.kept += len({row["structure"] for row in found})
         for row in result:
             if "error" in row:
                 report.reject(row["name"], StructureError(row["error"], row["message"]))
-            else:
-                rows.append({**row, "atoms": " ".join(row["atoms"] or [])})
+        rows += found
     if not rows:
         raise StructureError("nothing", f"Nothing could be asked. {report.summary()}")
-    report.kept = len({row["name"] for row in rows})
     output = Path(arguments.output_file)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    for file in filter(None, (output, arguments.drawing)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_table(output, rows)
     write_text(output.with_name(output.name + ".report.json"), json.dumps(report.to_dict(), indent=1))
     if arguments.drawing:
         draw_proposals(rows, arguments.drawing)
-    best = {(row["name"], row["block"]): row for row in reversed(rows)}.values()
+    best = [row for row in rows if row["rank"] == 1]
     right = sum(row["token"] == row["true_token"] for row in best)
     print(f"{output}: {len(rows)} proposals for {len(best)} blocks, {right} of them named right. Input: {report.summary()}")
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
@@ -27,6 +25,7 @@ from atomica_hf.interpretation_atomica import READOUTS, check_arguments
 from atomica_hf.processing_atomica import pad_examples
 from prepare_dataset import for_model, load_examples
 from run_embedding import best_device, load_model, model_inputs
+from script_arguments import ScriptParser
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 
 
@@ -70,14 +69,33 @@ def file_name(index, name):
 def structure_suffix(example):
     """`.pdb`, or `.cif` for what does not fit into a PDB file."""
     origins = [Origin.from_text(origin) for origin in set(example["block_origins"])]
-    fits = len(example["atom_ids"]) < 99_999 and all(len(o.chain) < 2 and -999 <= (o.number or 0) <= 9999 for o in origins)
+    in_file = [origin for origin in origins if origin.chain or origin.number is not None]
+    positions = np.asarray(example["positions"])
+    fits = (
+        len(example["atom_ids"]) < 99_999
+        and all(len(o.chain) < 2 and len(o.name) < 4 and -999 <= (o.number or 0) <= 9999 for o in in_file)
+        and all(len(name) < 5 for name in example["atom_origins"])
+        and (positions > -999).all()
+        and (positions < 9999).all()
+    )
     return ".pdb" if fits else ".cif"
 
 
+def remove_earlier(folder, written):
+    """Removes the files that the report of an earlier run names, but for those `written` now, beside which they would stand."""
+    try:
+        earlier = set(map(str, json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in earlier - set(written):
+        if Path(name).name == name:  # in this folder
+            (folder / name).unlink(missing_ok=True)
+
+
 def write_files(folder, name, example, scores, rows, processor, caption, top):
-    """The structure with B-factors, drawings of small molecules, and the page of one complex."""
-    path = folder / f"{name}{structure_suffix(example)}"
-    with replacing(path) as temporary:
+    """The structure with B-factors, drawings of small molecules, and the page of one complex; returns names of the files."""
+    files = [f"{name}{structure_suffix(example)}"]
+    with replacing(folder / files[0]) as temporary:
         processor.to_pdb(example, b_factors(scores), temporary)
     drawings = []
     for segment, is_polymer in enumerate(example.get("segment_is_polymer", ())):
@@ -87,8 +105,11 @@ def write_files(folder, name, example, scores, rows, processor, caption, top):
         mol, blocks = molecule_of(example, segment)
         if mol is not None and not np.isnan(scores[blocks]).all():
             drawings.append(draw_fragments(mol, blocks, scores))
-            write_text(folder / f"{name}_{segment}.svg", drawings[-1])
-    write_text(folder / f"{name}.html", page(example["name"], example, scores, rows, caption, drawings, top))
+            files.append(f"{name}_{segment}.svg")
+            write_text(folder / files[-1], drawings[-1])
+    files.append(f"{name}.html")
+    write_text(folder / files[-1], page(example["name"], example, scores, rows, caption, drawings, top))
+    return files
 
 
 def check(arguments):
@@ -100,21 +121,22 @@ def check(arguments):
         check_arguments(arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
     except ValueError as error:
         raise StructureError("usage", f"--segments, --readout, --max_blocks_per_batch: {error}") from error
-    if arguments.top < 1:
-        raise StructureError("usage", f"--top is {arguments.top}, expected a positive number.")
+    for name in ("top", "num_proc"):
+        if getattr(arguments, name) < 1:
+            raise StructureError("usage", f"--{name} is {getattr(arguments, name)}, expected a positive number.")
     if Path(arguments.output_dir).is_file():
         raise StructureError("usage", f"--output_dir {arguments.output_dir} is a file, expected the name of a folder.")
 
 
 def main(argv=None):
-    parser = HfArgumentParser(InteractionArguments, description=__doc__)
+    parser = ScriptParser(InteractionArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     check(arguments)
     model, processor = load_model(arguments.model_name_or_path, arguments.dtype, arguments.device or best_device())
     if model.config.attend_to_padding:
         print("This model attends to padding: hidden blocks are looked at one by one, so that no score depends on others.")
     tokens = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
-    folder, written = Path(arguments.output_dir), 0
+    folder, written, files = Path(arguments.output_dir), 0, ["scores.csv"]
     model_name = Path(arguments.model_name_or_path).name
     caption = f"Cosine of {arguments.readout} before and after hiding one block. Model: {model_name}."
     options = (arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
@@ -132,11 +154,13 @@ def main(argv=None):
             for index, example in enumerate(dataset):
                 try:
                     scores = scores_of(model, example, *options)
+                    if np.isnan(scores).all():
+                        raise ValueError("no block that was asked for has a name that the model knows.")
                     rows = score_rows(example, scores, tokens)
                     if arguments.pages:
                         name = file_name(index, example["name"])
-                        write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
-                except (ValueError, torch.OutOfMemoryError) as error:
+                        files += write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
+                except (ValueError, RuntimeError, MemoryError) as error:  # one complex must not stop ten thousand
                     report.kept -= 1
                     report.reject(example["name"], StructureError("no_scores", f"{example['name']}: {error}"))
                 else:
@@ -145,7 +169,8 @@ def main(argv=None):
                 bar.update()
             if not report.kept:
                 raise StructureError("no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}")
-    write_text(folder / "report.json", json.dumps(report.to_dict(), indent=1))
+    remove_earlier(folder, files)
+    write_text(folder / "report.json", json.dumps({**report.to_dict(), "files": files}, indent=1))
     print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}")
 
 

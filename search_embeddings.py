@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_table, write_text
 from atomica_hf import StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS
 from embedding_files import ROWS_PER_BLOCK, EmbeddingFiles, describe, hash_of
+from script_arguments import ScriptParser
 
 
 METRICS = ("cosine", "euclidean")
@@ -203,7 +203,10 @@ def build_index(files, path, metric="cosine"):
         "rows": files.num_rows, "left_out": left_out, "vectors": files.fingerprint(),
     }  # fmt: skip
     with replacing(path) as temporary:
-        index.save(str(temporary))
+        try:
+            index.save(str(temporary))
+        except RuntimeError as error:
+            raise StructureError("cannot_write", f"{path}: cannot be written: {error}.") from error
         card["index"] = hash_of([temporary])
     write_text(_card(path), json.dumps(card, indent=1) + "\n")
     return card
@@ -311,7 +314,12 @@ def embedded(arguments, files, folder):
     for name in ("pooling", "segment", "device"):
         if (value := getattr(arguments, name)) is not None:
             options += [f"--{name}", value]
-    run_embedding.main([str(option) for option in (*options, "--dtype", "float64" if files.exact else "float32")])
+    try:
+        run_embedding.main([str(option) for option in (*options, "--dtype", "float64" if files.exact else "float32")])
+    except StructureError as error:
+        if not arguments.smiles:
+            raise
+        raise StructureError(error.code, str(error).replace(str(source), "--smiles")) from error
     return EmbeddingFiles(output, files.column)
 
 
@@ -374,7 +382,8 @@ def show(rows):
     width = min(max(width, 5), 40)
     print(f"{'query':{width}}  rank  distance    row       name")
     for row in rows[:SHOWN]:
-        print(f"{row['query'][:width]:{width}}  {row['rank']:<4}  {row['distance']:<10.6g}  {row['row']:<8}  {describe(row)}")
+        query, name = (" ".join(text.split()) for text in (row["query"], describe(row)))  # a name may have lines
+        print(f"{query[:width]:{width}}  {row['rank']:<4}  {row['distance']:<10.6g}  {row['row']:<8}  {name}")
     if len(rows) > SHOWN:
         print(f"... and {len(rows) - SHOWN} more; --output_file writes all.")
 
@@ -390,7 +399,7 @@ def _some(names, total):
 
 
 def main(argv=None):
-    parser = HfArgumentParser(SearchArguments, description=__doc__)
+    parser = ScriptParser(SearchArguments, description=__doc__)
     (arguments,) = parser.parse_args_into_dataclasses(argv)
     has_queries = check(arguments)
     files, metric = EmbeddingFiles(arguments.vectors, arguments.column), arguments.metric

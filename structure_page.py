@@ -6,6 +6,7 @@ A page holds everything it needs, 3Dmol.js included, asks for nothing over the n
 
 import html
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -155,10 +156,10 @@ def _viewer_code():
     return tuple((THIRD_PARTY / name).read_text(encoding="utf-8") for name in ("3Dmol-min.js", "3Dmol-LICENSE.txt"))
 
 
-def _as_json(value) -> str:
-    """JSON that can stand in an element of HTML: nothing in it ends the element."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+def json_for_html(value) -> str:
+    """JSON that can stand in an element of HTML: nothing in it ends the element, or is the end of a line for some readers."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return re.sub("[<>&\u2028\u2029]", lambda mark: f"\\u{ord(mark[0]):04x}", text)
 
 
 _STYLE = """
@@ -255,7 +256,7 @@ def page(title, example, scores, rows, caption: str = "", drawings=(), top: int 
 <table><thead><tr>{head}</tr></thead><tbody>
 {body}
 </tbody></table></div></main>
-<script type="application/json" id="data">{_as_json(data)}</script>
+<script type="application/json" id="data">{json_for_html(data)}</script>
 <script type="text/plain" id="licence-of-3dmol">{html.escape(licence)}</script>
 <script>{code}</script>
 <script>{_SCRIPT}</script>
@@ -286,5 +287,6 @@ def _around(tree, points):
 
 
 __all__ = [
-    "COLUMNS", "b_factors", "colors", "contact_distances", "draw_fragments", "molecule_of", "page", "score_rows",
+    "COLUMNS", "b_factors", "colors", "contact_distances", "draw_fragments", "json_for_html", "molecule_of", "page",
+    "score_rows",
 ]  # fmt: skip

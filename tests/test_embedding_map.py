@@ -224,3 +224,34 @@ def test_the_command_draws_blocks_by_their_token(tmp_path):
     ]
     with pytest.raises(StructureError, match="--output_file: expected at least one file"):
         embedding_map.main(["--vectors", str(path)])
+
+
+def test_numbers_of_any_size_have_their_place():
+    vectors = np.random.default_rng(0).normal(size=(12, 4))
+    points, axes = project(vectors)
+    for scale in (1e300, 1e-300):
+        large, same = project(vectors * scale)
+        assert same == axes and np.allclose(large / np.ptp(large), points / np.ptp(points))
+    far, _ = project(vectors * np.where(np.arange(12) == 3, 1e300, 1)[:, None], "tsne")
+    assert np.isfinite(far).all() and np.allclose(far, project(vectors, "tsne")[0], atol=1e-3)
+
+
+def test_a_title_that_looks_like_a_mark_is_only_a_title():
+    page = map_page(np.zeros((2, 2)), ["a", "b"], title="%DATA% %AXES%", axes=("%DATA%", "y"))
+    assert page.count('"names"') == 1 and page.count("%DATA% %AXES%") == 2 and "Across: %DATA%; up: y" in page
+
+
+@pytest.mark.parametrize("options, words", [({"seed": -1}, "The seed is -1"), ({"output": "folder.png"}, "is a folder")])
+def test_seeds_and_folders_are_checked(tmp_path, options, words):
+    path = tmp_path / "v.parquet"
+    pq.write_table(pa.table({"name": ["a", "b"], "embedding": [[1.0, 2.0], [2.0, 1.0]]}), path)
+    (tmp_path / "folder.png").mkdir()
+    options = {"output": "map.html", **options}
+    with pytest.raises(StructureError, match=words):
+        map_of_parquet(path, tmp_path / options.pop("output"), **options)
+
+
+def test_vectors_without_numbers_are_refused(tmp_path):
+    pq.write_table(pa.table({"embedding": pa.array([[], []], pa.list_(pa.float32()))}), tmp_path / "v.parquet")
+    with pytest.raises(StructureError, match="has no numbers"):
+        map_of_parquet(tmp_path / "v.parquet", tmp_path / "map.png")

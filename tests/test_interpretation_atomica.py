@@ -116,7 +116,7 @@ def test_batches_and_neighbours_in_a_batch_change_nothing(processor, small):
         for row, expected in zip(scores, alone):
             assert_same(row[: len(expected)], expected.numpy(), 1e-9)
             assert row[len(expected) :].isnan().all()
-    only = model.interaction_scores([1], **batch)
+    only = model.interaction_scores(np.array([1]), **batch)
     expected = scores.masked_fill(batch["token_type_ids"] != 1, torch.nan)
     torch.testing.assert_close(only, expected, equal_nan=True)
     for name in ("attention_mask", "token_type_ids"):
@@ -173,6 +173,9 @@ def test_what_does_not_fit_is_named(small):
         ({"readout": "z_graph"}, "`readout` is 'z_graph', expected one of z_interface, h_graph"),
         ({"segments": [2]}, r"`segments` has 2, but complex 0 of the batch has segments \[0, 1\] only"),
         ({"segments": []}, r"`segments` are \[\]"),
+        ({"segments": "0"}, "`segments` are '0'"),
+        ({"segments": 0}, "`segments` are 0"),
+        ({"positions": inputs["positions"] * torch.nan}, "z_interface of complex 0 of the batch is not finite"),
         ({"max_blocks_per_batch": 0}, "`max_blocks_per_batch` is 0"),
         ({"atom_ids": inputs["atom_ids"][:, :-1]}, "`atom_ids` has shape|`atom_to_block` has shape"),
     ):
@@ -191,3 +194,36 @@ def test_every_model_has_it_and_a_graph_is_no_hindrance(small):
     scores = model.interaction_scores(graph=batch_graph(model.config, inputs), **inputs)
     assert_same(scores[0], model.atomica.interaction_scores(**inputs)[0].numpy(), 1e-12)
     assert not scores.requires_grad
+
+
+COINCIDING = {"two atoms": [4, 5], "all atoms": slice(None)}
+
+
+@pytest.mark.parametrize("options", [{}, {"atom_global_message_passing": True, "num_neighbors": 3}], ids=str)
+@pytest.mark.parametrize("where", COINCIDING)
+def test_atoms_at_one_place(small, options, where):
+    positions = np.array(small["positions"])
+    positions[COINCIDING[where]] = positions[4]
+    model, example = tiny_model(**options), {**small, "positions": positions}
+    assert_same(model.interaction_scores(**tensors(example))[0], one_by_one(model, example), 1e-9)
+
+
+def test_equal_distances_and_fewer_neighbours_than_asked_for(small, processor):
+    lattice = np.array([[i % 3, i // 3 % 3, i // 9] for i in range(len(small["atom_ids"]))], dtype=np.float32)
+    ions = processor.encode(processor.read(("[Na+]", "[Cl-]"))[0])
+    for example in ({**small, "positions": lattice}, ions):
+        for options in ({"num_neighbors": 1}, {"num_neighbors": 64}, {"num_neighbors": 3, "global_message_passing": False}):
+            model = tiny_model(**options)
+            assert_same(model.interaction_scores(**tensors(example))[0], one_by_one(model, example), 1e-9)
+
+
+def test_the_order_of_blocks_and_of_their_atoms_changes_no_score(small):
+    model, inputs, generator = tiny_model(), tensors(small), np.random.default_rng(1)
+    starts = [np.flatnonzero(np.array(small["token_type_ids"]) == segment) for segment in (0, 1)]
+    order = np.concatenate([np.r_[blocks[0], generator.permutation(blocks[1:])] for blocks in starts])
+    to_block = np.argsort(order)[small["atom_to_block"]]
+    atoms = np.lexsort((generator.random(len(to_block)), to_block))
+    other = {name: value[:, atoms if name in ("atom_ids", "positions") else order] for name, value in inputs.items()
+             if name != "atom_to_block"}  # fmt: skip
+    scores = model.interaction_scores(**other, atom_to_block=torch.tensor(to_block[atoms])[None])[0]
+    assert_same(scores, model.interaction_scores(**inputs)[0].numpy()[order], 1e-9)

@@ -197,6 +197,10 @@ def test_dtype_and_device(folder, processor):
     model = AtomicaModel.from_pretrained(folder, dtype=torch.float64)
     double = pipeline("atomica-feature-extraction", model=model, processor=processor, device=torch.device("cpu"))
     assert double("CCO", return_tensors="pt")[0]["h_graph"].dtype == torch.float64
+    assert double("CCO", return_tensors="np")[0]["h_graph"].tolist() == double("CCO")[0]["h_graph"]
+    model = AtomicaModel.from_pretrained(folder, dtype=torch.bfloat16)
+    short = pipeline("atomica-feature-extraction", model=model, processor=processor, device="cpu")
+    assert short("CCO", return_tensors="np")[0]["h_graph"].dtype == np.float32
     half = pipeline("atomica-fill-mask", model=str(folder), trust_remote_code=True, dtype=torch.bfloat16, device=-1)
     assert half.model.dtype == torch.bfloat16
     assert abs(sum(row["score"] for row in half("CCO", top_k=None)) - 1) < 1e-3
@@ -310,3 +314,44 @@ def test_the_page_does_as_it_says(folder, tmp_path):
     assert "10 proposals for 2 blocks" in outputs[1]
     assert "[8]" in outputs[2] and "<global>" in outputs[2] and "smiles_syntax - C1CC" in outputs[3]
     assert (tmp_path / "proposals.svg").exists() and (tmp_path / "proposals.csv").exists()
+
+
+def test_inputs_of_one_name_are_counted_and_drawn_apart(folder, fill, tmp_path):
+    few = tmp_path / "few.smi"
+    few.write_text("CCO same\nOCC same\n", encoding="utf-8")
+    rows = fill([ASPIRIN, ASPIRIN, few], top_k=2)
+    assert rows[0] == rows[1] and [row["rank"] for row in rows[0]] == [1, 2] * (len(rows[0]) // 2)
+    assert [row["structure"] for row in rows[2]] == [0, 0, 1, 1]
+    alone, all_rows = draw_proposals(rows[0]), rows[0] + rows[1] + rows[2]
+    drawings = [int(svg.split("height='")[1].split("px")[0]) for svg in (alone, draw_proposals(all_rows))]
+    blocks = len(rows[0]) // 2
+    assert drawings[1] * blocks == drawings[0] * (2 * blocks + 2)
+    table = tmp_path / "p.csv"
+    common = ["--model_name_or_path", str(folder), "--device", "cpu", "--top_k", "2", "--output_file", str(table)]
+    run_fill_mask.main([*common, "--inputs", ASPIRIN, ASPIRIN, str(few), "--drawing", str(tmp_path / "new" / "p.svg")])
+    with open(table, newline="", encoding="utf-8") as stream:
+        assert [row["input"] for row in csv.DictReader(stream)] == ["0"] * len(rows[0]) + ["1"] * len(rows[0]) + ["2"] * 4
+    assert json.loads((tmp_path / "p.csv.report.json").read_text(encoding="utf-8"))["kept"] == 4
+    assert (tmp_path / "new" / "p.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (["--batch_size", "0"], "--batch_size is 0"),
+        (["--device", "banana"], "--device banana"),
+        (["--blocks", "\u00b2"], "no block of '\u00b2'"),
+        (["--blocks", "9"], "no block 9 that can be hidden, expected one of 1\\."),
+        (["--output_file", str(ROOT)], "is a folder"),
+    ],
+)
+def test_wrong_options_of_the_script_are_named(folder, tmp_path, wrong, words):
+    common = ["--model_name_or_path", str(folder), "--inputs", "CCO", "--output_file", str(tmp_path / "no.csv")]
+    with pytest.raises(StructureError, match=words):
+        run_fill_mask.main([*common, "--device", "cpu", *wrong])
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_of_none_are_refused(fill):
+    with pytest.raises(ValueError, match="`batch_size` is 0"):
+        fill(ASPIRIN, batch_size=0)

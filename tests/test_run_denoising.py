@@ -25,6 +25,7 @@ from denoising import (
     step_sizes,
     turn_of,
 )
+from run_interaction_scores import structure_suffix
 
 
 LEVELS = {"translation": 1.0, "rotation": 0.25, "torsion": 0.5, "atom": 0.7}
@@ -247,6 +248,15 @@ def test_a_file_is_repaired_and_measured_against_another(folder, shared, process
         (["--model_name_or_path", "nowhere"], "nowhere"),
         (["--translation_sigma", "-1"], "translation_sigma"),
         (["--max_rotation", "0"], "max_rotation"),
+        (["--max_samples", "0"], "--max_samples is 0"),
+        (["--max_trajectories", "-1"], "--max_trajectories is -1"),
+        (["--seed", "-1", "--perturb", "torsion=0.1"], "--seed is -1"),
+        (["--step_size", "inf"], "size inf"),
+        (["--perturb", "translation=inf"], "translation=inf"),
+        (["--perturb", "translation=1e9"], "up to 1000"),
+        (["--perturb", "torsion=1", "torsion=2"], "torsion=2: torsion has a level already"),
+        (["--device", "banana"], "--device banana"),
+        (["--rotation_noise", "inf"], "rotation noise is inf"),
     ],
 )
 def test_wrong_options_are_named(folder, pairs, tmp_path, wrong, words):
@@ -261,3 +271,60 @@ def test_heads_that_are_not_in_the_weights_are_missed(folder, pairs, processor, 
     processor.save_pretrained(tmp_path)
     with pytest.raises(StructureError, match="the weights have no .*torsion_head"):
         run_denoising.main(["--model_name_or_path", str(tmp_path), "--input_file", str(pairs), "--output_dir", str(tmp_path)])
+
+
+def test_what_cannot_move_is_left_out_and_says_so(folder, tmp_path, capsys):
+    path, out = tmp_path / "few.smi", tmp_path / "out"
+    path.write_text("O water\n[Zn+2].O ion\nCCO.[Na+] salt\n", encoding="utf-8")
+    options = ["--model_name_or_path", str(folder), "--input_file", str(path), "--device", "cpu", "--steps", "1"]
+    run_denoising.main([*options, "--output_dir", str(out), "--motions", "translation", "torsion"])
+    assert "2 structures" in capsys.readouterr().out
+    (left_out,) = json.loads((out / "report.json").read_text(encoding="utf-8"))["input"]["rejected"]
+    assert left_out["name"].endswith("water") and "nothing that translation, torsion could move" in left_out["message"]
+    with pytest.raises(StructureError, match="0 kept, 3 left out"):
+        run_denoising.main([*options, "--output_dir", str(out), "--motions", "torsion"])
+    # files of a larger run do not stay beside those of a smaller one
+    path.write_text("CCO.[Na+] salt\n", encoding="utf-8")
+    (out / "mine.txt").write_text("mine")
+    run_denoising.main([*options, "--output_dir", str(out), "--perturb", "translation=1"])
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert {file.name for file in out.iterdir()} == {"mine.txt", "report.json", *report["files"]}
+
+
+@pytest.mark.parametrize(
+    "options, words", [({"num_modalities": 2}, "no modality_ids"), ({"block_feature_size": 3}, "no block_features")]
+)
+def test_models_that_need_more_say_so(pairs, processor, tmp_path, options, words):
+    tiny_model(dtype=torch.float32, **options).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(StructureError, match=words):
+        run_denoising.main(
+            ["--model_name_or_path", str(tmp_path), "--input_file", str(pairs), "--output_dir", str(tmp_path / "o")]
+        )
+
+
+def test_other_vocabularies_and_numbers_that_are_none_are_named(folder, pairs, processor, tmp_path):
+    tiny_model(dtype=torch.float32, vocab_size=30).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    options = ["--input_file", str(pairs), "--output_dir", str(tmp_path / "o"), "--device", "cpu"]
+    with pytest.raises(StructureError, match="the model has 30 block tokens"):
+        run_denoising.main(["--model_name_or_path", str(tmp_path), *options])
+    model = tiny_model(dtype=torch.float32)
+    for parameter in model.rigid_head.parameters():
+        parameter.data.fill_(torch.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(StructureError, match="pair0: the model predicts numbers that are not finite"):
+        run_denoising.main(["--model_name_or_path", str(tmp_path), *options])
+
+
+@pytest.mark.parametrize("change, ending", [({}, ".pdb"), ({"block_origins": "AAA:GLY:1"}, ".cif")])
+def test_steps_are_in_the_file_whatever_the_chain_is_called(examples, processor, tmp_path, change, ending):
+    example = {**examples[1], **{key: [value] * len(examples[1][key]) for key, value in change.items()}}
+    assert structure_suffix(example) == ending
+    positions = np.asarray(example["positions"], dtype=float)
+    run_denoising.write_frames(tmp_path / f"x{ending}", processor, example, [positions, positions + 1])
+    structure = gemmi.read_structure(str(tmp_path / f"x{ending}"))
+    found = [np.array([atom.pos.tolist() for chain in model for residue in chain for atom in residue]) for model in structure]
+    assert len(found) == 2 and len(found[0]) == (np.asarray(example["atom_ids"]) != 2).sum()
+    assert np.allclose(found[1] - found[0], 1, atol=2e-3)
+    assert [path.name for path in tmp_path.iterdir()] == [f"x{ending}"]

@@ -177,3 +177,57 @@ def test_long_names_of_chains_go_into_mmcif(model_folder, processor, tmp_path, t
     assert {atom.b_iso for chain in structure[0] for residue in chain for atom in residue} == {100.0}
     with pytest.raises(ValueError, match="expected one per block"):
         structure_page.score_rows(example, scores[:-1], [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: {"block_origins": ["" if not text else "A:ABCDE:1" for text in e["block_origins"]]},
+        lambda e: {"atom_origins": [f"NAME{i}" for i in range(len(e["atom_ids"]))]},
+        lambda e: {"positions": np.asarray(e["positions"]) + 20_000},
+        lambda e: {"positions": np.asarray(e["positions"]) - 2_000},
+    ],
+)
+def test_what_a_pdb_file_would_cut_goes_into_mmcif(examples, processor, tmp_path, change):
+    example = {**examples[1], **change(examples[1])}
+    assert run_interaction_scores.structure_suffix(examples[1]) == ".pdb"
+    path = tmp_path / f"x{run_interaction_scores.structure_suffix(example)}"
+    processor.to_pdb(example, path=path)
+    found = [(r.name, atom.name, atom.pos.tolist()) for c in gemmi.read_structure(str(path))[0] for r in c for atom in r]
+    ordinary = [i for i, atom in enumerate(example["atom_ids"]) if atom != 2]
+    assert np.allclose([position for *_, position in found], np.asarray(example["positions"])[ordinary], atol=1e-3)
+    assert [name for _, name, _ in found] == [example["atom_origins"][i] for i in ordinary]
+    assert {name for name, *_ in found} == ({"ABCDE"} if "ABCDE" in example["block_origins"][1] else {"LIG"})
+
+
+def test_a_repeated_command_leaves_no_files_of_the_one_before(model_folder, tmp_path):
+    table, out = tmp_path / "m.csv", tmp_path / "out"
+    base = ("--model_name_or_path", model_folder, "--input_file", table, "--output_dir", out)
+    table.write_text("name,smiles\na,CCO.O\nb,CCO.N\n", encoding="utf-8")
+    run_main(*base)
+    assert len(list(out.glob("*.html"))) == 2
+    (out / "mine.txt").write_text("mine")
+    table.write_text("name,smiles\nc,CCO.O\n", encoding="utf-8")
+    run_main(*base)
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert {path.name for path in out.iterdir()} == {"mine.txt", "report.json", *report["files"]}
+    assert {name[:7] for name in report["files"]} == {"00000_c", "scores."}
+    with pytest.raises(StructureError, match="--num_proc is 0"):
+        run_main(*base, "--num_proc", 0)
+
+
+def test_a_complex_without_scores_does_not_stop_the_others(model_folder, table, tmp_path, monkeypatch):
+    real, out = run_interaction_scores.scores_of, tmp_path / "out"
+    table.write_text("name,smiles\nfull,CCO.O\nnone,CCO.N\ngood,CCO.O\n", encoding="utf-8")
+
+    def scores_of(model, example, *options):
+        if example["name"] == "full":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, example, *options) * (np.nan if example["name"] == "none" else 1)
+
+    monkeypatch.setattr(run_interaction_scores, "scores_of", scores_of)
+    run_main("--model_name_or_path", model_folder, "--input_file", table, "--output_dir", out)
+    assert {row["complex"] for row in read(out / "scores.csv")} == {"good"}
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    reasons = {row["name"]: row["message"] for row in report["rejected"]}
+    assert report["kept"] == 1 and "allocate memory" in reasons["full"] and "no block" in reasons["none"]

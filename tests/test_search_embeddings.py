@@ -10,6 +10,7 @@ import torch
 from conftest import load_script, run, tiny_model
 from sklearn.neighbors import NearestNeighbors
 
+import embedding_map
 import run_embedding
 import search_embeddings
 from atomica_hf import StructureError
@@ -241,3 +242,28 @@ def test_the_script_and_the_measurement_run(tmp_path, capsys):
     benchmark = load_script("benchmarks/neighbours.py")
     benchmark.main(["--vectors", str(path), "--num_queries", "10", "--k", "5"])
     benchmark.main(["--sizes", "500", "--width", "6", "--num_queries", "10"])
+
+
+def test_names_of_several_lines_stay_on_one(tmp_path, capsys):
+    path = tmp_path / "v.parquet"
+    names = ["one\ntwo", "three\tfour", "five"]
+    pq.write_table(pa.table({"name": names, "embedding": [[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]}), path)
+    search_embeddings.main(["--vectors", str(path), "--rows", "0", "--k", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("one two") and lines[1].endswith("three four") and len(lines) == 4
+
+
+def test_bad_smiles_are_those_of_the_command(processor, tmp_path):
+    path = tmp_path / "v.parquet"
+    pq.write_table(pa.table({"name": ["a"], "embedding": [[1.0, 0.0]]}), path)
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    with pytest.raises(StructureError, match="^--smiles: no usable example"):
+        search_embeddings.main(["--vectors", str(path), "--smiles", "C1CC", "--model_name_or_path", str(tmp_path / "model")])
+
+
+@pytest.mark.parametrize("script", [search_embeddings, embedding_map])
+def test_unknown_options_end_the_script(script, capsys):
+    with pytest.raises(SystemExit) as end:
+        script.main(["--vectors", "x.parquet", "--bogus", "1"])
+    assert end.value.code == 2 and "not understood: --bogus 1" in capsys.readouterr().err
