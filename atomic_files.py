@@ -9,12 +9,20 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path):
-    """Gives a temporary path beside `path`, and puts what was written there in its place; nothing after an exception."""
+    """Gives a temporary path beside `path`, and puts what was written there in its place; nothing after an exception.
+
+    Raises:
+        `OSError`: that names `path`, not the temporary file, if it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")  # matplotlib looks at the ending
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 

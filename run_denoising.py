@@ -17,13 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, save_figure, write_table, write_text
-from atomica_hf import AtomicaForPreTraining, AtomicaProcessor, ReadReport, StructureError, read_structures
+from atomica_hf import AtomicaForPreTraining, ReadReport, StructureError, read_structures
 from atomica_hf.pipelines_atomica import check_example
 from denoising import (
     KINDS,
@@ -39,7 +37,7 @@ from denoising import (
     rmsd,
     step_sizes,
 )
-from run_embedding import best_device
+from model_loading import best_device, load_model
 from run_interaction_scores import file_name, remove_earlier, structure_suffix
 from script_arguments import ScriptParser
 
@@ -95,34 +93,6 @@ def usage(message):
 
 
 LARGEST_NOISE = 1000.0  # angstrom or radian; more than that is a mistake
-
-
-def load_model(name, device, model_class=AtomicaForPreTraining):
-    """(Model with every head that it should have, `AtomicaProcessor`) of a folder or hub id.
-
-    Raises:
-        `StructureError`: if there is no pretrained Atomica model, its tokenizer has other tokens, or the device is not there.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type != "atomica":
-            raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
-        model, found = model_class.from_pretrained(name, output_loading_info=True)
-        heads = sorted({key.split(".")[0] for key in found["missing_keys"]})
-        if heads:
-            raise ValueError(f"the weights have no {', '.join(heads)}")
-        processor = AtomicaProcessor.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StructureError("no_model", f"{name}: no pretrained Atomica model there: {str(error).splitlines()[0]}") from error
-    if len(processor.tokenizer) != model.config.vocab_size:
-        raise StructureError(
-            "other_vocabulary",
-            f"{name}: the model has {model.config.vocab_size} block tokens, the tokenizer {len(processor.tokenizer)}.",
-        )
-    try:
-        return model.to(device).eval(), processor
-    except (RuntimeError, AssertionError) as error:
-        raise StructureError("no_device", f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def parse_levels(texts):
@@ -308,7 +278,9 @@ def main(argv=None):
         )  # fmt: skip
     except ValueError as error:
         raise usage(str(error)) from error
-    model, processor = load_model(arguments.model_name_or_path, arguments.device or best_device())
+    model, processor = load_model(
+        arguments.model_name_or_path, "float32", arguments.device or best_device(), AtomicaForPreTraining
+    )
     predict = model_predictor(model)
     asked = arguments.motions or list(levels) or list(predict.kinds)
     kinds = [kind for kind in asked if kind in predict.kinds]

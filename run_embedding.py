@@ -27,17 +27,17 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
-from transformers import AutoConfig
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
-from atomica_hf import ROOT, AtomicaModel, AtomicaProcessor, StructureError
+from atomica_hf import ROOT, StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, REPRESENTATIONS, check_representations
-from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
+from atomica_hf.pipelines_atomica import model_inputs
+from atomica_hf.processing_atomica import pad_examples
 from embedding_map import PAGE, PICTURES, map_of_parquet
 from engines import ENGINES, run_tasks
+from model_loading import best_device, load_model
 from prepare_dataset import check_engine, differences, for_model, input_fingerprint, load_examples, sync, writing
 from script_arguments import ScriptParser
 
@@ -86,37 +86,6 @@ class EmbeddingArguments:
     dtype: str = HfArg(default="float32", metadata={"choices": ["float32", "float64"]}, help="Precision of the model.")
 
 
-def best_device():
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def load_model(name, dtype="float32", device="cpu"):
-    """(`AtomicaModel` in evaluation mode, `AtomicaProcessor`) of a folder or hub id.
-
-    Raises:
-        `StructureError`: if there is no Atomica model.
-    """
-    try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type != "atomica":
-            raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
-        model = AtomicaModel.from_pretrained(name, dtype=getattr(torch, dtype))
-        processor = AtomicaProcessor.from_pretrained(name)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise StructureError("no_model", f"{name}: no Atomica model there: {str(error).splitlines()[0]}") from error
-    if len(processor.tokenizer) != model.config.vocab_size:
-        raise StructureError(
-            "other_vocabulary",
-            f"{name}: the model has {model.config.vocab_size} block tokens, the tokenizer {len(processor.tokenizer)}.",
-        )
-    try:
-        return model.to(device).eval(), processor
-    except (RuntimeError, AssertionError) as error:
-        raise StructureError("no_device", f"--device {device}: {str(error).splitlines()[0]}") from error
-
-
 def batches(sizes, max_blocks):
     """Indices in order of size, in groups of at most `max_blocks` blocks, padding included."""
     batch = []
@@ -133,12 +102,6 @@ def level_of(names):
     """Level of the rows: of blocks or atoms if all names are, else of complexes."""
     levels = {"atom" if name.endswith("atom") else "block" if name.endswith("block") else "complex" for name in names}
     return levels.pop() if len(levels) == 1 else "complex"
-
-
-def model_inputs(config):
-    """Columns of a dataset that a model reads."""
-    optional = (("modality_ids", config.num_modalities), ("block_features", config.block_feature_sizes))
-    return [*MODEL_INPUTS, *(name for name, needed in optional if needed)]
 
 
 @torch.no_grad()

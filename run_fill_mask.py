@@ -18,8 +18,7 @@ from transformers.hf_argparser import HfArg
 from atomic_files import write_table, write_text
 from atomica_hf import AtomicaForMaskedLM, ReadReport, StructureError
 from drawing import draw_proposals
-from run_denoising import load_model
-from run_embedding import best_device
+from model_loading import best_device, load_model
 from script_arguments import ScriptParser
 
 
@@ -61,7 +60,9 @@ def main(argv=None):
     check(arguments)
     blocks = [int(block) if block.isdecimal() else block for block in arguments.blocks]
     options = {name: getattr(arguments, name) for name in ("top_k", "together", "side_a", "side_b", "ligand_smiles")}
-    model, processor = load_model(arguments.model_name_or_path, arguments.device or best_device(), AtomicaForMaskedLM)
+    model, processor = load_model(
+        arguments.model_name_or_path, "float32", arguments.device or best_device(), AtomicaForMaskedLM
+    )
     try:
         fill = pipeline("atomica-fill-mask", model=model, processor=processor, device=model.device, **options)
     except ValueError as error:

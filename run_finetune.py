@@ -77,6 +77,7 @@ from metrics_atomica import (
     REGRESSION_METRICS,
     scores,
 )
+from model_loading import load_model as load_encoder
 from noisy_nodes import (
     DenoisingCollator,
     EpochOfNoise,
@@ -85,7 +86,6 @@ from noisy_nodes import (
     detach_denoising_head,
 )
 from run_embedding import batches, embed
-from run_embedding import load_model as load_encoder
 from script_arguments import ScriptParser
 from splitting import SETS, SPLITS, canonical_smiles, check_split, make_split, read_split, shared_molecules, write_split
 

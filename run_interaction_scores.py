@@ -22,9 +22,10 @@ from atomic_files import replacing, write_text
 from atomica_hf import StructureError
 from atomica_hf.component_atomica import Origin
 from atomica_hf.interpretation_atomica import READOUTS, check_arguments
+from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
+from model_loading import best_device, load_model
 from prepare_dataset import for_model, load_examples
-from run_embedding import best_device, load_model, model_inputs
 from script_arguments import ScriptParser
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 

@@ -27,9 +27,10 @@ from atomic_files import replacing, write_table, write_text
 from atomica_hf import ROOT, AtomicaForMaskedLM, AtomicaProcessor, ReadReport, Structure, StructureError, read_structures
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.molecule_atomica import parse_smiles
+from atomica_hf.pipelines_atomica import check_example
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, MOLECULE_SUFFIXES, format_of, list_inputs
 from drawing import draw_proposals, molecule_of
-from run_embedding import batches, embed, model_inputs
+from run_embedding import batches, embed
 from run_interaction_scores import file_name, scores_of, write_files
 from search_embeddings import Nearest, prepared
 from structure_page import score_rows
@@ -390,11 +391,10 @@ def read_file(demo: Demo, path, choice: int | str | None = None, limits: Limits 
 def example_of(demo: Demo, structure: Structure):
     """
     Raises:
-        `StructureError`: if it cannot be encoded, or lacks something that the model reads.
+        `StructureError`: if it cannot be encoded, or `check_example` finds something missing.
     """
     example = demo.processor.encode(structure)
-    if missing := [name for name in model_inputs(demo.model.config) if example.get(name) is None]:
-        raise StructureError("other_model", f"{structure.name} has no {', '.join(missing)}, which this model reads.")
+    check_example(example, demo.model.config)
     return example
 
 

@@ -30,7 +30,7 @@ from transformers.hf_argparser import HfArg  # noqa: E402
 from atomica_hf import StructureError  # noqa: E402
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, MOLECULE_SUFFIXES  # noqa: E402
 from demo.analysis import NO_MEANING, Limits, Settings, analyse, list_choices, open_demo  # noqa: E402
-from run_embedding import best_device  # noqa: E402
+from model_loading import best_device  # noqa: E402
 from script_arguments import ScriptParser  # noqa: E402
 from structure_page import COLUMNS, HEADS  # noqa: E402
 
