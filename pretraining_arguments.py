@@ -53,8 +53,8 @@ class DataArguments:
     train_file: list[str] = HfArg(
         aliases=["--train_set"],
         help="What to train on: files, folders, or prepared datasets, one or several; with ':0.7' behind each, its share of "
-        "the examples of an epoch. hf://datasets/USER/NAME is downloaded whole before training, with --streaming too, and "
-        "found in the cache the next time.",
+        "the examples of an epoch. hf://datasets/USER/NAME (or NAME@REVISION) is downloaded before training, with --streaming "
+        "shard by shard while it goes on, and found in the cache the next time.",
     )
     validation_file: str | None = HfArg(default=None, aliases=["--valid_set"], help="What to validate on.")
     validation_split_percentage: float = HfArg(

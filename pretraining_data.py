@@ -65,16 +65,30 @@ def parse_sources(texts):
     return paths, [weight / sum(weights) for weight in weights]
 
 
-def local_path(path):
-    """A prepared dataset of the hub, `hf://datasets/USER/NAME`, as a folder on this machine; other paths as they are."""
-    if not str(path).startswith(HUB_PREFIX):
-        return path
+def is_on_hub(path):
+    return str(path).startswith(HUB_PREFIX)
+
+
+def _fetch(path, what, **options):
+    """Calls `what` of huggingface_hub for a dataset `hf://datasets/USER/NAME`, of which `@REVISION` may be asked for."""
+    name, _, revision = str(path).removeprefix(HUB_PREFIX).rstrip("/").partition("@")
     try:
-        return huggingface_hub.snapshot_download(
-            str(path).removeprefix(HUB_PREFIX).rstrip("/"), repo_type="dataset", allow_patterns=["*.parquet", REPORT_FILE]
-        )
+        return getattr(huggingface_hub, what)(name, repo_type="dataset", revision=revision or None, **options)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: no such dataset on the hub, or no way to it ({error}).") from error
+
+
+def local_path(path, patterns=("*.parquet", REPORT_FILE)):
+    """A prepared dataset of the hub as a folder on this machine, with the files asked for; other paths as they are."""
+    return _fetch(path, "snapshot_download", allow_patterns=list(patterns)) if is_on_hub(path) else path
+
+
+def shard_file(shard):
+    """A shard as a file on this machine: one of the hub is fetched now, and kept in the hub's cache."""
+    if not is_on_hub(shard):
+        return shard
+    dataset, name = shard.rsplit("/", 1)
+    return _fetch(dataset, "hf_hub_download", filename=name)
 
 
 def load_source(path, processor, config, cache_dir, num_proc, max_samples, progress):
@@ -429,15 +443,15 @@ def first_whole(batches):
 
 
 def list_shards(paths, tokenizer):
-    """Shards of prepared datasets: for each dataset a list of (file, number of examples).
+    """Shards of prepared datasets: for each dataset a list of (file, number of examples); those of the hub are not fetched yet.
 
     Raises:
         `UsageError`, `StructureError`: if one is not prepared, or was made with another vocabulary.
     """
     found = []
     for path in paths:
-        folder = Path(local_path(path))
-        if not is_prepared(folder) or not (folder / REPORT_FILE).exists():
+        folder = Path(local_path(path, [REPORT_FILE]))
+        if not (folder / REPORT_FILE).exists() or not (is_on_hub(path) or is_prepared(folder)):
             raise UsageError(f"{path}: --streaming reads what prepare_dataset.py wrote; prepare it first.")
         report = read_report(folder)
         if report["vocabulary"] != vocabulary_hash(tokenizer):
@@ -446,7 +460,8 @@ def list_shards(paths, tokenizer):
                 f"{path}: was made with the vocabulary {report['vocabulary']}, but the tokenizer has "
                 f"{vocabulary_hash(tokenizer)}.",
             )
-        found.append([(str(folder / shard["file"]), shard["examples"]) for shard in report["shards"]])
+        where = f"{path.split('@')[0]}@{folder.name}" if is_on_hub(path) else folder  # the revision that was found
+        found.append([(f"{where}/{shard['file']}", shard["examples"]) for shard in report["shards"]])
     return found
 
 
@@ -483,7 +498,7 @@ class ShardStream(IterableDataset):
 
     def _parts(self, shard):
         try:
-            with pq.ParquetFile(self.files[shard]) as file:
+            with pq.ParquetFile(shard_file(self.files[shard])) as file:
                 yield from file.iter_batches(batch_size=STREAM_WINDOW // 4, columns=self.columns)
         except (OSError, pa.ArrowException) as error:
             raise unreadable(self.files[shard], self.starts[shard + 1] - self.starts[shard], error) from error
@@ -555,7 +570,7 @@ class StreamedBatches:
         return [consumed, (batch.worker + 1) % self.workers]
 
     def filler(self):
-        with pq.ParquetFile(self.stream.files[0]) as file:
+        with pq.ParquetFile(shard_file(self.stream.files[0])) as file:
             parts = file.iter_batches(batch_size=1, columns=self.stream.columns)
             return first_whole(self.stream.make_batch(rows_of(pa.Table.from_batches([part]), [(0, 0)])) for part in parts)
 
@@ -565,7 +580,7 @@ def survey_stream(files, columns, vocab_size, most=SURVEYED):
     parts, seen = [], 0
     for path in files:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(shard_file(path)) as file:
                 for part in file.iter_batches(batch_size=STREAM_WINDOW, columns=columns):
                     parts.append(survey_table(pa.Table.from_batches([part]), vocab_size))
                     seen += len(part)
@@ -689,10 +704,12 @@ class Loading:
     def streamed(self):
         """The same of shards that are read one after another; of the examples, the first are surveyed."""
         for path in self.paths:
-            self.check(path)
-        datasets = list_shards(self.paths, self.processor.tokenizer)
-        files, counts = zip(*itertools.chain.from_iterable(datasets))
-        columns = stream_columns(files, self.config)
+            if not is_on_hub(path):
+                self.check(path)
+        with self.accelerator.main_process_first():
+            datasets = list_shards(self.paths, self.processor.tokenizer)
+            files, counts = zip(*itertools.chain.from_iterable(datasets))
+            columns = stream_columns(files, self.config)
         stream = ShardStream(
             list(files), np.cumsum([0, *counts]).tolist(), shard_epochs(datasets, self.shares, self.seed), self.limits,
             self.make_batch, columns, **self.share,
@@ -740,7 +757,7 @@ def stream_columns(files, config):
     Raises:
         `UsageError`: if the model needs one that a shard does not have.
     """
-    present = pq.read_schema(files[0]).names
+    present = pq.read_schema(shard_file(files[0])).names
     wanted = [name for name in COLUMNS if name in present and (name != "block_features" or config.block_feature_sizes)]
     needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
     for name, is_needed in needed.items():

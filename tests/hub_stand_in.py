@@ -57,7 +57,7 @@ class Endpoints(BaseHTTPRequestHandler):
 
     def handle_any(self):
         hub, body = self.server, self.read()
-        path = self.path.split("?")[0]
+        path = self.path.split("?")[0].replace("/api/datasets/", "/api/models/").removeprefix("/datasets")
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         hub.requests.append((self.command, path, token))
         if self.command == "PUT":

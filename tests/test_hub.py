@@ -1,8 +1,12 @@
 """Uploading and opening by id, against a stand-in of the Hub."""
 
+import json
+
 import pytest
 from conftest import run
 from hub_stand_in import TOKEN, USER, hub_stand_in
+
+import prepare_dataset
 
 
 MOLECULES = "smiles\nCC(=O)Oc1ccccc1C(=O)O\nCCO\nOc1ccccc1\nCC(N)C(=O)O\n"
@@ -80,3 +84,32 @@ def test_a_wrong_token_is_an_error_and_the_model_is_kept(pushed):
     assert pushed_later.returncode == 0, pushed_later.stderr[-3000:]
     files = pushed[0].repositories[f"{USER}/again"]["files"]
     assert files["model.safetensors"] == (folder / "again" / "model.safetensors").read_bytes()
+
+
+def test_a_dataset_of_the_hub_is_read_shard_by_shard(tmp_path):
+    """Each shard comes by itself and once, of the revision found first; the log is that of the folder itself."""
+    (tmp_path / "few.csv").write_text(MOLECULES, encoding="utf-8")
+    prepared = tmp_path / "prepared"
+    prepare_dataset.main([str(tmp_path / "few.csv"), "--output_dir", str(prepared), "--shard_size", "1"])
+    with hub_stand_in() as (hub, environment):
+        hub.repositories[f"{USER}/few"] = {"private": True, "files": {p.name: p.read_bytes() for p in prepared.iterdir()}}
+        environment |= {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        logs = []
+        for source in (f"hf://datasets/{USER}/few", prepared):
+            done = run(
+                "run_pretraining.py", "--train_file", source, "--streaming", "--output_dir", tmp_path / f"out{len(logs)}",
+                *TINY, "--max_blocks_per_batch", 8, "--logging_steps", 1, **environment,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr[-3000:]
+            lines = (tmp_path / f"out{len(logs)}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            logs.append([json.loads(line).get("loss") for line in lines])
+        asked = [path for method, path, _ in hub.requests if method == "GET" and path.endswith(".parquet")]
+        missing = run(
+            "run_pretraining.py", "--train_file", f"hf://datasets/{USER}/nowhere", "--streaming",
+            "--output_dir", tmp_path / "none", *TINY, **environment,
+        )  # fmt: skip
+    assert logs[0] == logs[1] and len(logs[0]) >= 2
+    assert len(asked) == len(set(asked)) and set(asked) <= {
+        f"/{USER}/few/resolve/{'1' * 40}/data-{i:05d}.parquet" for i in range(4)
+    }
+    assert missing.returncode and f"hf://datasets/{USER}/nowhere: no such dataset" in missing.stderr

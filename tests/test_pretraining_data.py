@@ -1,6 +1,7 @@
 """Which examples make an epoch, in which batches, whoever makes them."""
 
 import json
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -235,3 +236,28 @@ def test_a_dataset_of_the_hub_is_fetched_as_a_folder(prepared, monkeypatch):
     assert local_path("hf://datasets/someone/complexes") == str(prepared)
     assert asked["name"] == "someone/complexes" and asked["repo_type"] == "dataset"
     assert local_path("few.csv") == "few.csv"
+
+
+def test_a_process_fetches_the_shards_of_the_hub_that_fall_to_it(prepared, processor, tmp_path, monkeypatch):
+    snapshot, asked = tmp_path / "1234abcd", []
+    snapshot.mkdir()
+    shutil.copy(prepared / "read_report.json", snapshot)
+
+    def download(name, repo_type, revision, filename):
+        asked.append((name, revision, filename))
+        return str(prepared / filename)
+
+    monkeypatch.setattr(pretraining_data.huggingface_hub, "snapshot_download", lambda *a, **b: str(snapshot))
+    monkeypatch.setattr(pretraining_data.huggingface_hub, "hf_hub_download", download)
+    datasets = list_shards(["hf://datasets/someone/complexes"], processor.tokenizer)
+    assert not asked and len(datasets[0]) == 10
+    names, fetched = [], []
+    for rank in range(2):
+        stream = stream_of(prepared, processor, processes=2, rank=rank, datasets=["hf://datasets/someone/complexes@main"])
+        asked.clear()  # the columns were looked up in the first shard
+        names.append([b.names for b in stream.batches(0, stream.start)])
+        own = stream_of(prepared, processor, processes=2, rank=rank)
+        assert names[-1] == [b.names for b in own.batches(0, own.start)]
+        fetched.append(list(asked))
+    assert all(row[:2] == ("someone/complexes", "1234abcd") for part in fetched for row in part)
+    assert len(fetched[0]) == len(fetched[1]) == 5 and len({row[2] for part in fetched for row in part}) == 10
