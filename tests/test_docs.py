@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ def run_blocks(text, folder):
             commands = [[sys.executable, "-c", block]]
         else:
             lines = block.replace("\\\n", " ").strip().splitlines()
-            commands = [[sys.executable, str(ROOT / words[1]), *words[2:]] for words in map(str.split, lines)]
+            commands = [[sys.executable, str(ROOT / words[1]), *words[2:]] for words in map(shlex.split, lines)]
         for command in commands:
             done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-2000:]}"
