@@ -27,14 +27,16 @@ from script_arguments import ScriptParser
 from structure_page import json_for_html
 
 
-METHODS = ("pca", "umap", "tsne")
+METHODS = {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}
 PICTURES, PAGE = (".png", ".svg", ".pdf"), ".html"
 COLOUR_AS = ("auto", "numbers", "words")
-MAX_WORDS = 10
 SMALLEST, LARGEST = 1e-100, 1e100  # whose squares, and sums of them, are numbers
-PALETTE = [to_hex(colour) for colour in colormaps["tab10"].colors]
-PALETTE[7] = "#000000"  # its grey would look like what has no value
-PLAIN, OTHER, MISSING = "#1f77b4", "#8fa3b3", "#d0d0d0"
+PAIRS = [to_hex(colour) for colour in colormaps["tab20"].colors]
+PAIRS[14:16] = "#000000", "#e3b505"  # its greys would look like what has no value
+SQUARES = PAIRS[1::2]  # a second round of colours, lighter and with another mark
+PALETTE = PAIRS[::2] + SQUARES
+PLAIN, OTHER, MISSING = "#1f77b4", "#b3bfca", "#d0d0d0"
+LABEL_LENGTH, LABEL_SIZE, LABEL_DISTANCES = 24, 7, (4, 10, 18, 28, 40)  # characters; points
 
 
 # projection -----------------------------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def colours_of(values, count, colour_as="auto"):
     Args:
         values (`list`, *optional*): numbers, or words; None, NaN, infinite or blank is no value. Texts that are all numbers
             are numbers. The bar reaches from the 1st to the 99th hundredth of them, so that no single one takes it all. Of
-            more than ten words, the ten most frequent have colours.
+            more than twenty words, the twenty most frequent have colours.
         colour_as (`str`): `numbers` or `words`, whatever they look like.
 
     Raises:
@@ -176,9 +178,9 @@ def _bar(numbers, present, texts):
 def _words(texts):
     counts = Counter(text for text in texts if text)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
-    colour = dict(zip(ranked[:MAX_WORDS], PALETTE))
-    legend = [(colour[word], f"{word} ({counts[word]})") for word in ranked[:MAX_WORDS]]
-    if rest := sum(counts[word] for word in ranked[MAX_WORDS:]):
+    colour = dict(zip(ranked, PALETTE))
+    legend = [(colour[word], f"{word} ({counts[word]})") for word in colour]
+    if rest := sum(counts[word] for word in ranked[len(colour) :]):
         legend.append((OTHER, f"other ({rest})"))
     missing = len(texts) - counts.total()
     points = [colour.get(text, OTHER) if text else MISSING for text in texts]
@@ -226,11 +228,11 @@ def draw_map(points, names=None, values=None, *, axes=("", ""), title="", value_
     order, size = _drawing_order(colours), float(np.clip(6000 / max(len(points), 1), 3, 40))
     figure = Figure(figsize=(8, 6))
     axis = figure.add_subplot()
-    axis.scatter(*points[order].T, s=size, c=[colours.points[i] for i in order], linewidths=0, rasterized=len(points) > 5000)
-    for i in spread(points, labels) if isinstance(labels, int) else labels:
-        right = points[i, 0] > points[:, 0].min() + np.ptp(points[:, 0]) / 2  # those on the right have it on their left
-        place = {"xytext": (-3, 2), "ha": "right"} if right else {"xytext": (3, 2), "ha": "left"}
-        axis.annotate(_short(names[i]), points[i], fontsize=6, textcoords="offset points", parse_math=False, **place)
+    for mark in "os":
+        if chosen := [i for i in order if _mark(colours.points[i]) == mark]:
+            colour = [colours.points[i] for i in chosen]
+            sizes = [size / 2 if c in (OTHER, MISSING) else size for c in colour]
+            axis.scatter(*points[chosen].T, s=sizes, c=colour, marker=mark, linewidths=0, rasterized=len(points) > 5000)
     axis.set(xticks=[], yticks=[])
     axis.set_xlabel(axes[0], parse_math=False)
     axis.set_ylabel(axes[1], parse_math=False)
@@ -243,13 +245,50 @@ def draw_map(points, names=None, values=None, *, axes=("", ""), title="", value_
         bar.ax.set_ylabel(value_name, parse_math=False)
     if colours.legend:
         _draw_legend(axis, colours, "" if colours.limits else value_name)
+    if chosen := spread(points, labels) if isinstance(labels, int) else labels:
+        _draw_labels(figure, axis, points, chosen, [_short(names[i], LABEL_LENGTH) for i in chosen])
     return figure
+
+
+def _mark(colour):
+    return "s" if colour in SQUARES else "o"
+
+
+def _draw_labels(figure, axis, points, chosen, texts):
+    """Writes each text near its point: of some places around it, where it covers no other label and the fewest points."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.tight_layout()
+    renderer, unit = FigureCanvasAgg(figure).get_renderer(), figure.dpi / 72
+    frame, dots, placed = axis.get_window_extent(renderer), axis.transData.transform(points), []
+    directions = [(x, y) for x in (1, -1, 0) for y in (0, 1, -1) if x or y]
+    for i, text in zip(chosen, texts):
+        label = axis.annotate(
+            text, points[i], (0, 0), textcoords="offset points", fontsize=LABEL_SIZE, ha="center", va="center",
+            parse_math=False, arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "grey", "shrinkA": 0, "shrinkB": 0},
+        )  # fmt: skip
+        box = label.get_window_extent(renderer)
+        half, best = np.array([box.width, box.height]) / 2, None
+        for distance in LABEL_DISTANCES:
+            for direction in directions:
+                shift = np.array(direction) * (half + distance * unit)
+                low, high = dots[i] + shift - half, dots[i] + shift + half
+                inside = (low > frame.min).all() and (high < frame.max).all()
+                covered = sum((low < other_high).all() and (high > other_low).all() for other_low, other_high in placed)
+                dotted = ((dots > low - unit) & (dots < high + unit)).all(axis=1).sum()
+                cost = (not inside) + covered, dotted + distance / 10
+                if best is None or cost < best[0]:
+                    best = cost, shift, distance, (low, high)
+        _, shift, distance, where = best
+        placed.append(where)
+        label.xyann = tuple(shift / unit)
+        label.arrow_patch.set_visible(distance > LABEL_DISTANCES[0])
 
 
 def _draw_legend(axis, colours, title):
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], marker="o", linestyle="", color=colour) for colour, _ in colours.legend]
+    marks = [Line2D([], [], marker=_mark(colour), linestyle="", color=colour) for colour, _ in colours.legend]
     place = {"loc": "best"} if colours.limits else {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
     legend = axis.legend(marks, [_short(text) for _, text in colours.legend], fontsize=8, **place)
     for text in legend.get_texts():
@@ -289,7 +328,10 @@ function draw() {
     const [x, y] = place(i);
     if (x < 0 || y < 0 || x > canvas.width || y > canvas.height) continue;
     pen.fillStyle = data.palette[data.colour[i]];
-    pen.beginPath(); pen.arc(x, y, radius, 0, 7); pen.fill();
+    pen.beginPath();
+    if (data.squares.includes(data.palette[data.colour[i]])) pen.rect(x - radius, y - radius, 2 * radius, 2 * radius);
+    else pen.arc(x, y, data.small.includes(data.palette[data.colour[i]]) ? 0.7 * radius : radius, 0, 7);
+    pen.fill();
   }
 }
 function at(event) {
@@ -325,6 +367,7 @@ function line(text, colour) {
   if (colour) {
     const mark = row.appendChild(document.createElement("span"));
     mark.className = "mark"; mark.style.background = colour;
+    if (data.squares.includes(colour)) mark.style.borderRadius = "0";
   }
   row.appendChild(document.createTextNode(text));
 }
@@ -357,6 +400,7 @@ def map_page(points, names, values=None, *, axes=("", ""), title="", value_name=
         "x": inside[:, 0].round(4).tolist(), "y": (1 - inside[:, 1]).round(4).tolist(), "names": [str(name) for name in names],
         "colour": [number[colour] for colour in colours.points], "palette": palette, "order": _drawing_order(colours).tolist(),
         "texts": colours.texts if values is not None else [], "legend": colours.legend, "limits": limits, "bar": shades,
+        "squares": SQUARES if colours.limits is None else [], "small": [OTHER, MISSING],
         "valueName": value_name if values is not None else "", "size": float(np.clip(250 / len(points) ** 0.5, 3, 9)),
     }  # fmt: skip
     parts = {
@@ -472,7 +516,7 @@ def map_of_parquet(
         raise StructureError("no_name", f"No point to label is called {', '.join(absent)}.")
     chosen += [i for i, name in enumerate(plain) if name in set(label_names) and i not in chosen]
     drawn = f"{len(points):,} of {files.num_rows:,} vectors" if len(points) < files.num_rows else f"{len(points):,} vectors"
-    title = f"{Path(parquet).name}: {drawn}, {method.upper()}"
+    title = f"{Path(parquet).name}: {drawn}, {METHODS[method]}"
     shared = {"axes": axes, "title": title, "value_name": color_by or "", "colour_as": color_as}
     for file in outputs:
         file.parent.mkdir(parents=True, exist_ok=True)

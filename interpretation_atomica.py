@@ -165,7 +165,8 @@ def interaction_scores(read_out, config, inputs, segments=None, readout="z_inter
         of_block, is_block = alone["token_type_ids"][0], alone["attention_mask"][0].bool()
         ordinary = is_block & (alone["input_ids"][0] != config.global_token_id)
         copies = max(1, max_blocks_per_batch // len(of_block) - 1)  # beside the complex itself
-        for segment in _asked(row, of_block[ordinary].unique().tolist(), segments, readout):
+        this = f"Complex {row} of the batch" if len(ids) > 1 else "The complex"
+        for segment in _asked(this, of_block[ordinary].unique().tolist(), segments, readout):
             can_be_hidden = is_block & (of_block == segment) & (alone["input_ids"][0] >= NUM_SPECIAL_BLOCKS)
             partner = (of_block != segment)[None]
             for blocks in can_be_hidden.nonzero().squeeze(1).split(copies):
@@ -177,20 +178,18 @@ def interaction_scores(read_out, config, inputs, segments=None, readout="z_inter
                     vectors = read_out(batch, partner.expand(len(blocks) + 1, -1), True)
                 scores[row, blocks] = F.cosine_similarity(widest(vectors[:1]), widest(vectors[1:]), dim=-1)
                 if not vectors.isfinite().all():
-                    raise ValueError(f"The {readout} of complex {row} of the batch is not finite: are positions and weights?")
+                    raise ValueError(f"{this} has a {readout} that is not finite: are positions and weights?")
     return scores
 
 
-def _asked(row, present, segments, readout):
-    """Segments of a complex that are asked for, in order."""
+def _asked(this, present, segments, readout):
+    """Segments of a complex, which errors call `this`, that are asked for, in order."""
     asked = present if segments is None else sorted(set(segments))
     missing = [segment for segment in asked if segment not in present]
     if missing:
-        raise ValueError(f"`segments` has {missing[0]}, but complex {row} of the batch has segments {present} only.")
+        raise ValueError(f"{this} has no segment {missing[0]} for `segments`; it has {', '.join(map(str, present))}.")
     if readout != "h_graph" and len(present) < 2:
-        raise ValueError(
-            f"Complex {row} of the batch has one segment and no partner to read out; `readout='h_graph'` needs none."
-        )
+        raise ValueError(f"{this} has one segment and no partner to read out; `readout='h_graph'` needs none.")
     return asked
 
 

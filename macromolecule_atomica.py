@@ -476,7 +476,7 @@ class Classified:
                 notes[f"{residue.name}_read_as_{token}"] += 1
             component.kind = "protein" if token in AMINO_ACID_NAMES else "rna" if token.startswith("R") else "dna"
             self.chains[chain].append(component)
-        elif len(atoms) == 1:
+        elif len(atoms) == 1 and not _bonded_to(residue, beside):
             component.mol = lone_atom(component.elements[0])
             component.kind = "water" if name in WATERS else "ion"
             self.molecules.append(component)

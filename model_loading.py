@@ -1,9 +1,11 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """A folder or hub id -> a model on a device, whole and with the tokenizer it was trained with, or a reason why not."""
 
+from contextlib import contextmanager
+
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, logging
 
 from atomica_hf import AtomicaModel, AtomicaProcessor, StructureError
 
@@ -12,6 +14,17 @@ def best_device():
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def _errors_only():
+    """Without the table of weights that are missing, which the error names."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def load_model(name, dtype="float32", device="cpu", model_class=AtomicaModel):
@@ -30,7 +43,8 @@ def load_model(name, dtype="float32", device="cpu", model_class=AtomicaModel):
         config = AutoConfig.from_pretrained(name)
         if config.model_type != "atomica":
             raise ValueError(f"a checkpoint of model type {config.model_type!r}, expected 'atomica'")
-        model, found = model_class.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
+        with _errors_only():
+            model, found = model_class.from_pretrained(name, dtype=getattr(torch, dtype), output_loading_info=True)
         parts = sorted({key.split(".")[0] for key in found["missing_keys"]})
         if parts:
             raise ValueError(f"{model_class.__name__} needs {', '.join(parts)}, and the weights have none")

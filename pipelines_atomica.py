@@ -230,6 +230,23 @@ class AtomicaPipeline(Pipeline):
         return rows + [dict(zip(("name", "error", "message"), rejected)) for rejected in item["rejected"]]
 
 
+def _no_block(name, wanted, origins):
+    """Why there is no block of this origin: what is like it in the example."""
+    found = [Origin.from_text(text) for text in dict.fromkeys(filter(None, origins))]
+    asked = Origin.from_text(wanted)
+    residues = [origin for origin in found if origin.chain]
+    if not residues or not asked.chain:
+        return f"{name} has no block of {wanted!r}; it has {', '.join(map(str, found))[:500]}."
+    text = f"{name} has no block of {wanted!r}: the residue is not in the file, or not among those near the other side"
+    chains = sorted({origin.chain for origin in residues})
+    if asked.chain not in chains:
+        return f"{text}. There are chains {', '.join(chains)}; side_a and side_b say which two sides are meant."
+    near = sorted(
+        (origin for origin in residues if origin.chain == asked.chain), key=lambda o: abs((o.number or 0) - (asked.number or 0))
+    )
+    return f"{text} (side_a and side_b say which). Nearest by number are {', '.join(map(str, near[:5]))}."
+
+
 class AtomicaFillMaskPipeline(AtomicaPipeline):
     """
     Which block would stand where one is hidden.
@@ -289,8 +306,7 @@ class AtomicaFillMaskPipeline(AtomicaPipeline):
             if isinstance(block, str):
                 found = [i for i, origin in enumerate(origins) if origin == block]
                 if not found or not block:
-                    some = ", ".join(dict.fromkeys(filter(None, origins)))
-                    raise StructureError("no_block", f"{name} has no block of {block!r}; it has {some[:500]}.")
+                    raise StructureError("no_block", _no_block(name, block, origins))
                 chosen += found
             elif not 0 <= block < len(ids) or ids[block] in (self.model.config.pad_token_id, self.model.config.global_token_id):
                 ordinary = np.flatnonzero((ids != 0) & (ids != self.model.config.global_token_id)).tolist()

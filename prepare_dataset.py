@@ -742,21 +742,22 @@ def for_model(dataset, config, name="the input") -> Dataset:
     return dataset.remove_columns([c for c, wanted in needed.items() if not wanted and c in dataset.column_names])
 
 
-def input_fingerprint(path, processor, max_samples=None) -> str:
-    """The same as long as an input, the processor, the code that reads and `max_samples` are.
+def input_fingerprint(path, processor, max_samples=None, options=None) -> str:
+    """The same as long as an input, the processor, the code that reads, `max_samples` and `options` (by default those of the
+    processor) are.
 
     Raises:
         `StructureError`: if the input is missing.
     """
-    return _hash([_files(Path(path)), _settings(processor, processor.read_options, max_samples)])
+    return _hash([_files(Path(path)), _settings(processor, options or processor.read_options, max_samples)])
 
 
-def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True, **engine):
+def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, progress=True, options=None, **engine):
     """Any input, prepared or not -> (`datasets.Dataset` of examples, `ReadReport`).
 
     What is read is kept in `cache_dir` and found there again as long as input, processor and `max_samples` are the same; a
-    reading that was stopped goes on. Duplicates stay: there is one example for everything that can be read. `engine` and
-    `ray_address` are as for `prepare`.
+    reading that was stopped goes on. Duplicates stay: there is one example for everything that can be read. `options` are those
+    of the processor by default, and change nothing in a prepared dataset; `engine` and `ray_address` are as for `prepare`.
 
     Raises:
         `StructureError`: if nothing could be read.
@@ -768,7 +769,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
         return dataset, ReadReport(kept=len(dataset))
     path = Path(path)
-    folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{input_fingerprint(path, processor, max_samples)}"
+    folder = Path(cache_dir) / f"{path.name.split('.')[0]}-{input_fingerprint(path, processor, max_samples, options)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")  # another process may be reading the same
     try:
@@ -776,7 +777,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
             if not is_prepared(folder):
                 partial = folder.with_name(f"{folder.name}.partial")
                 if not is_prepared(partial):
-                    prepare([path], partial, processor, num_proc, max_samples, progress=progress, **engine)
+                    prepare([path], partial, processor, num_proc, max_samples, options, progress=progress, **engine)
                 os.replace(partial, folder)
     except StructureError:
         Path(lock.lock_file).unlink(missing_ok=True)

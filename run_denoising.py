@@ -12,11 +12,15 @@ what does not fit into PDB). Files of an earlier run into the same folder are re
 
 import dataclasses
 import json
+import math
 import sys
+import textwrap
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
@@ -92,6 +96,9 @@ def usage(message):
     return StructureError("usage", message)
 
 
+ROUNDING = 1e-6  # angstrom; a smaller change of an RMSD is none
+RIGID = 0.01  # angstrom; below that nothing within a segment moved, but for the three decimals of a PDB file
+BOND = 1.9  # angstrom
 LARGEST_NOISE = 1000.0  # angstrom or radian; more than that is a mistake
 
 
@@ -117,12 +124,14 @@ def parse_levels(texts):
     return levels
 
 
-def read_examples(path, processor, arguments, report):
-    """File -> examples, at most --max_samples."""
+def read_examples(path, processor, arguments, report, **changes):
+    """File -> examples, at most --max_samples. `changes` are those of `ReadOptions`."""
+    options = dataclasses.replace(processor.read_options, **changes)
     if arguments.side_a is not None or arguments.side_b is not None or arguments.ligand_smiles is not None:
-        structures = iter(processor.read(Path(path), arguments.side_a, arguments.side_b, arguments.ligand_smiles))
+        sides = arguments.side_a, arguments.side_b, arguments.ligand_smiles
+        structures = iter(processor.read(Path(path), *sides, **changes))
     else:
-        structures = read_structures(path, report, processor.read_options)
+        structures = read_structures(path, report, options)
     examples = []
     for structure in structures:
         if len(examples) == arguments.max_samples:
@@ -134,22 +143,45 @@ def read_examples(path, processor, arguments, report):
     return examples
 
 
+def named_atoms(example):
+    """Dictionary of (segment, origin of the block, name, element, how many such came before) -> index of the atom."""
+    found, before = {}, Counter()
+    segments, origins = np.asarray(example["token_type_ids"]).tolist(), example["block_origins"]
+    atoms = zip(*(np.asarray(example[name]).tolist() for name in ("atom_to_block", "atom_origins", "atom_ids")))
+    for i, (block, name, element) in enumerate(atoms):
+        key = segments[block], origins[block], name, element
+        found[(*key, before[key])] = i
+        before[key] += 1
+    return found
+
+
 def references(examples, arguments, processor):
-    """Positions that examples should have, from --reference_file, or None for each."""
+    """Positions that examples should have, from --reference_file, or None for each. Its sides are not cut to what is near the
+    other one: a side that moved has other neighbours."""
     if arguments.reference_file is None:
         return [None] * len(examples)
     try:
-        others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True))
+        others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True), distance=math.inf)
     except StructureError as error:
         raise StructureError(error.code, f"--reference_file {arguments.reference_file}: {error}") from error
     if len(others) != len(examples):
         raise usage(f"{arguments.reference_file}: {len(others)} structures, expected {len(examples)} as in the input.")
+    found = []
     for example, other in zip(examples, others):
-        if example["atom_origins"] != other["atom_origins"] or not np.array_equal(example["atom_ids"], other["atom_ids"]):
+        mine, theirs = named_atoms(example), named_atoms(other)
+        blocks = {key[:2] for key in mine}
+        if differ := sorted(mine.keys() ^ {key for key in theirs if key[:2] in blocks}):
+            _, origin, name, *_ = differ[0]
             raise usage(
-                f"{arguments.reference_file}: {other['name']} has other atoms than {example['name']}, expected the same."
+                f"{arguments.reference_file}: {other['name']} has other atoms than {example['name']}, expected the same; they "
+                f"differ in {len(differ)}, the first of which is {name}{origin and f' of {origin}'}. In a PDB or mmCIF file, "
+                "--side_a and --side_b say which partners are meant."
             )
-    return [np.asarray(other["positions"], dtype=np.float64) for other in others]
+        target = puzzle_of({**example, "positions": np.asarray(other["positions"])[[theirs[key] for key in mine]]})
+        for segment in range(target.num_segments):
+            target.move_global(segment)
+        found.append(target.positions)
+    return found
 
 
 def distances(name, puzzle, segment, frames, reference):
@@ -186,20 +218,24 @@ def write_frames(path, processor, example, frames):
 
 
 def plot_distances(rows, path):
-    """RMSD of the moved segments by step: every structure as a thin line, the mean as a thick one."""
+    """RMSD of the moved segments by step: every structure as a thin line, the mean as a thick one; and superposed, unless the
+    segments moved as rigid bodies."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
-    for axis, column, title in zip(axes, ("rmsd", "rmsd_superposed"), ("as it lies", "superposed")):
+    moved = [row for row in rows if row["moved"]]
+    titles = {"rmsd": "as it lies", "rmsd_superposed": "superposed"}
+    if max(row["rmsd_superposed"] for row in moved) < RIGID:
+        del titles["rmsd_superposed"]
+    figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.2), squeeze=False)
+    for axis, (column, title) in zip(axes[0], titles.items()):
         lines = {}
-        for row in rows:
-            if row["moved"]:
-                lines.setdefault(row["name"], []).append(row[column])
+        for row in moved:
+            lines.setdefault(row["name"], []).append(row[column])
         for values in list(lines.values())[:200]:
-            axis.plot(values, color="tab:blue", alpha=max(0.08, 1 / len(lines)), linewidth=0.8)
+            axis.plot(values, color="tab:blue", alpha=max(0.3, 1 / len(lines)), linewidth=0.8)
         axis.plot(np.mean(list(lines.values()), axis=0), color="black", linewidth=2, label=f"mean of {len(lines)}")
         axis.set(xlabel="step", ylabel="RMSD to the original (Å)", title=f"Moved segment, {title}", ylim=(0, None))
         axis.legend()
@@ -207,11 +243,12 @@ def plot_distances(rows, path):
 
 
 def plot_arrows(puzzle, segment, frames, reference, path):
-    """Where each atom of the moved segment went, in three dimensions."""
+    """Where each atom of the moved segment went, in three dimensions, with bonds between atoms closer than `BOND`."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection
 
     atoms = puzzle.atoms_of(segment)[0]
     others = np.concatenate([np.zeros(0, int)] + [puzzle.atoms_of(i)[0] for i in range(puzzle.num_segments) if i != segment])
@@ -219,17 +256,29 @@ def plot_arrows(puzzle, segment, frames, reference, path):
     if len(others) > 200:  # the nearest ones
         nearest = np.linalg.norm(start[others][:, None] - start[atoms], axis=-1).min(1).argsort()[:200]
         others = others[nearest]
-    figure = plt.figure(figsize=(6.5, 6))
+    figure = plt.figure(figsize=(7, 6.5))
     axis = figure.add_subplot(projection="3d")
-    axis.scatter(*start[others].T, color="lightgrey", s=14, label="partner")
-    axis.scatter(*start[atoms].T, color="tab:orange", s=20, label="before")
-    axis.scatter(*end[atoms].T, color="tab:blue", s=20, label="after")
+
+    def draw(positions, chosen, color, label, size=16):
+        bonds = cKDTree(layout[chosen]).query_pairs(BOND, output_type="ndarray") if len(chosen) else []
+        if len(bonds):
+            axis.add_collection3d(Line3DCollection(positions[chosen[bonds]], colors=color, linewidths=1.2, alpha=0.8))
+        axis.scatter(*positions[chosen].T, color=color, s=size, label=label, depthshade=False)
+
+    layout = start if reference is None else reference  # noise on atoms breaks bonds
+    draw(start, others, "dimgrey", "partner", 10)
     if reference is not None:
-        axis.scatter(*reference[atoms].T, facecolors="none", edgecolors="black", s=40, label="original")
+        draw(reference, atoms, "darkgrey", "original")
+    draw(start, atoms, "tab:orange", "before")
+    draw(end, atoms, "tab:blue", "after")
     axis.quiver(*start[atoms].T, *(end - start)[atoms].T, color="tab:blue", linewidth=1, arrow_length_ratio=0.2)
-    axis.set(xlabel="x (Å)", ylabel="y (Å)", zlabel="z (Å)", title=puzzle.name[:60])
+    title = textwrap.shorten(puzzle.name, 60, placeholder="…")
+    if reference is not None:
+        before, after = (rmsd(positions[atoms], reference[atoms]) for positions in (start, end))
+        title += f"\nRMSD to the original {before:.2f} Å before, {after:.2f} Å after"
+    axis.set(xlabel="x (Å)", ylabel="y (Å)", zlabel="z (Å)", title=title)
     axis.set_aspect("equal")
-    axis.legend()
+    figure.legend(loc="lower left")
     save_figure(figure, path)
 
 
@@ -240,9 +289,8 @@ def summary_of(rows, steps):
     found = {}
     for column in ("rmsd", "rmsd_superposed"):
         pairs = np.array([(before[name][column], after[name][column]) for name in before])
-        found[column] = {
-            "before": pairs[:, 0].mean(), "after": pairs[:, 1].mean(), "closer": int((pairs[:, 1] < pairs[:, 0]).sum()),
-        }  # fmt: skip
+        closer = int((pairs[:, 1] < pairs[:, 0] - ROUNDING).sum())
+        found[column] = {"before": pairs[:, 0].mean(), "after": pairs[:, 1].mean(), "closer": closer}
     return found
 
 

@@ -3,29 +3,35 @@
 
 python run_interaction_scores.py --model_name_or_path my-atomica --input_file complexes.csv --output_dir scores
 python run_interaction_scores.py --model_name_or_path my-atomica --input_file complex.cif --output_dir scores \\
-    --segments 0 --top 20
+    --side_a A --side_b A:UDP:900 --segments 0 --top 20
+
+A PDB or mmCIF file by itself is read as its two chains with the most contacts, without its ligands. `list_interfaces.py` prints
+what else touches what; `--interfaces all` scores all of it.
 """
 
+import contextlib
 import csv
 import json
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
-from atomica_hf import StructureError
+from atomica_hf import ReadReport, StructureError
 from atomica_hf.component_atomica import Origin
 from atomica_hf.interpretation_atomica import READOUTS, check_arguments
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
+from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, suffix_of
 from model_loading import best_device, load_model
-from prepare_dataset import for_model, load_examples
+from prepare_dataset import for_model, is_prepared, load_examples
 from script_arguments import ScriptParser
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 
@@ -38,6 +44,10 @@ class InteractionArguments:
     model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model.")
     input_file: str = HfArg(help="What to look at: .smi .csv .sdf .pdb .cif, an index CSV, a folder, or a prepared dataset.")
     output_dir: str = HfArg(help="Folder for scores.csv, report.json, and the files of each complex.")
+    interfaces: str | None = HfArg(default=None, help="'all' for every interface of PDB and mmCIF files.")
+    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
+    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
+    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
     segments: list[int] = HfArg(
         default_factory=list, help="Sides whose blocks get a score: 0, 1, ...; without this option all of them."
     )
@@ -93,6 +103,18 @@ def remove_earlier(folder, written):
             (folder / name).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def new_folder(folder):
+    """Makes a folder, and takes it away again if it was not there before and stays empty."""
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if is_new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def write_files(folder, name, example, scores, rows, processor, caption, top):
     """The structure with B-factors, drawings of small molecules, and the page of one complex; returns names of the files."""
     files = [f"{name}{structure_suffix(example)}"]
@@ -121,12 +143,71 @@ def check(arguments):
     try:
         check_arguments(arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
     except ValueError as error:
-        raise StructureError("usage", f"--segments, --readout, --max_blocks_per_batch: {error}") from error
-    for name in ("top", "num_proc"):
-        if getattr(arguments, name) < 1:
-            raise StructureError("usage", f"--{name} is {getattr(arguments, name)}, expected a positive number.")
+        raise StructureError("usage", as_options(error)) from error
+    for name in ("top", "num_proc", "max_samples"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise StructureError("usage", f"--{name} is {value}, expected a positive number.")
+    if arguments.interfaces is not None:
+        if sides_of(arguments):
+            raise StructureError("usage", "--interfaces excludes --side_a, --side_b and --ligand_smiles, which name one.")
+        if not is_raw(arguments.input_file):
+            raise StructureError("usage", f"--interfaces is for PDB and mmCIF files, not for {arguments.input_file}.")
     if Path(arguments.output_dir).is_file():
         raise StructureError("usage", f"--output_dir {arguments.output_dir} is a file, expected the name of a folder.")
+
+
+def sides_of(arguments):
+    """Options of `AtomicaProcessor.read` that name one interface; empty without any."""
+    sides = {name: getattr(arguments, name) for name in ("side_a", "side_b", "ligand_smiles")}
+    return {name: side for name, side in sides.items() if side is not None}
+
+
+def is_raw(path):
+    """Whether a path is a PDB or mmCIF file, or a folder that is no prepared dataset."""
+    return suffix_of(path) in MACROMOLECULE_SUFFIXES or (Path(path).is_dir() and not is_prepared(path))
+
+
+def as_options(error):
+    """An error about arguments in Python -> the same about options of the command line."""
+    return re.sub(r"`(\w+)(?:='(\w+)')?`", lambda found: f"--{found[1]}" + (f" {found[2]}" if found[2] else ""), str(error))
+
+
+def read_input(arguments, processor, cache):
+    """Dataset of what gets scores, and the report.
+
+    Raises:
+        `StructureError`: if nothing could be read, or the options do not fit the processor.
+    """
+    sides = sides_of(arguments)
+    if not sides:
+        options = replace(processor.read_options, interfaces=arguments.interfaces)
+        if options.as_published and options.interfaces:
+            message = f"{arguments.model_name_or_path}: its processor reads complexes as ATOMICA does, without --interfaces."
+            raise StructureError("usage", message)
+        return load_examples(
+            arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples, options=options
+        )  # fmt: skip
+    report, examples = ReadReport(), []
+    for structure in processor.read(Path(arguments.input_file), **sides):
+        try:
+            examples.append(processor.encode(structure))
+            report.keep(structure.notes)
+        except StructureError as error:
+            report.reject(structure.name, error)
+    if not examples:
+        raise StructureError("no_examples", f"{arguments.input_file}: nothing could be read. {report.summary()}")
+    return Dataset.from_list(examples), report
+
+
+def hint(arguments):
+    """What else a file may hold, if its interface was not named."""
+    if arguments.interfaces or sides_of(arguments) or not is_raw(arguments.input_file):
+        return ""
+    return (
+        f"\nNo sides were named. `python list_interfaces.py {arguments.input_file}` prints what --side_a and --side_b "
+        "can name; --interfaces all scores every interface."
+    )
 
 
 def main(argv=None):
@@ -142,10 +223,10 @@ def main(argv=None):
     caption = f"Cosine of {arguments.readout} before and after hiding one block. Model: {model_name}."
     options = (arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
     with tempfile.TemporaryDirectory() as cache:
-        dataset, report = load_examples(arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples)
+        dataset, report = read_input(arguments, processor, cache)
         dataset = for_model(dataset, model.config, arguments.input_file)
-        folder.mkdir(parents=True, exist_ok=True)
         with (
+            new_folder(folder),
             replacing(folder / "scores.csv") as temporary,
             open(temporary, "w", encoding="utf-8", newline="") as stream,
             tqdm(total=len(dataset), desc="Scores", unit="complex") as bar,
@@ -163,16 +244,19 @@ def main(argv=None):
                         files += write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
                 except (ValueError, RuntimeError, MemoryError) as error:  # one complex must not stop ten thousand
                     report.kept -= 1
-                    report.reject(example["name"], StructureError("no_scores", f"{example['name']}: {error}"))
+                    report.reject(example["name"], StructureError("no_scores", as_options(error)))
                 else:
                     writer.writerows({"index": index, "complex": example["name"], **row} for row in rows)
                     written += sum(row["rank"] != "" for row in rows)
                 bar.update()
             if not report.kept:
-                raise StructureError("no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}")
+                raise StructureError(
+                    "no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}{hint(arguments)}"
+                )
     remove_earlier(folder, files)
     write_text(folder / "report.json", json.dumps({**report.to_dict(), "files": files}, indent=1))
-    print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}")
+    left_out = any(note.startswith("molecule_left_out") for note in report.notes)
+    print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}{hint(arguments) if left_out else ''}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ python search_embeddings.py --vectors shards/ --query_file new.csv --model_name_
     --index vectors.usearch --output_file neighbours.csv
 """
 
+import io
 import json
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,7 @@ METRICS = ("cosine", "euclidean")
 COSINE_DECIMALS = 15  # two vectors of one direction differ by less after they are scaled to length one
 DISTANCES_AT_ONCE = 2**22
 LARGEST = 1e150  # its square is still finite
-SHOWN, NAMED = 40, 5  # rows of the table, and of those left out, on the screen
+SHOWN, SHOWN_BESIDE_FILE, NAMED = 40, 5, 5  # rows of the table, also if a file has all, and of those left out, on the screen
 
 
 @dataclass
@@ -315,12 +317,15 @@ def embedded(arguments, files, folder):
         if (value := getattr(arguments, name)) is not None:
             options += [f"--{name}", value]
     try:
-        run_embedding.main([str(option) for option in (*options, "--dtype", "float64" if files.exact else "float32")])
+        with redirect_stdout(io.StringIO()) as said:  # what it says is of a file that will not stay
+            run_embedding.main([str(option) for option in (*options, "--dtype", "float64" if files.exact else "float32")])
     except StructureError as error:
         if not arguments.smiles:
             raise
         raise StructureError(error.code, str(error).replace(str(source), "--smiles")) from error
-    return EmbeddingFiles(output, files.column)
+    found, summary = EmbeddingFiles(output, files.column), said.getvalue().partition("Input: ")[2].strip()
+    print(f"queries: {found.num_rows} embedded. Input: {summary}")
+    return found
 
 
 def queries_of(arguments, files, folder):
@@ -376,16 +381,21 @@ def write(path, rows):
         pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
-def show(rows):
-    """Prints the first rows of the table."""
-    width = max(len(row["query"]) for row in rows[:SHOWN])
+def show(rows, file=None):
+    """Prints the first rows of the table; fewer, if a file has all."""
+    most = SHOWN if file is None else SHOWN_BESIDE_FILE
+    width = max(len(row["query"]) for row in rows[:most])
     width = min(max(width, 5), 40)
     print(f"{'query':{width}}  rank  distance    row       name")
-    for row in rows[:SHOWN]:
+    for row in rows[:most]:
         query, name = (" ".join(text.split()) for text in (row["query"], describe(row)))  # a name may have lines
         print(f"{query[:width]:{width}}  {row['rank']:<4}  {row['distance']:<10.6g}  {row['row']:<8}  {name}")
-    if len(rows) > SHOWN:
-        print(f"... and {len(rows) - SHOWN} more; --output_file writes all.")
+    if len(rows) > most:
+        print(f"... and {len(rows) - most} more{'; --output_file writes all' if file is None else f' in {file}'}.")
+
+
+def _count(number, one, many):
+    return f"{number} {one if number == 1 else many}"
 
 
 def _titles_of(files, rows):
@@ -426,19 +436,18 @@ def main(argv=None):
     rows = table_of(files, titles, nearest)
     if not rows:
         raise StructureError("no_neighbours", f"{files.path}: no vector that could be compared, besides the queries.")
-    show(rows)
+    show(rows, arguments.output_file)
     if arguments.output_file:
         write(arguments.output_file, rows)
-        print(f"{arguments.output_file}: {len(rows)} neighbours written.")
+        print(f"{arguments.output_file}: {_count(len(rows), 'neighbour', 'neighbours')} written.")
     if bad:
-        print(f"{len(bad)} queries left out, which are missing, NaN or zero: {_some(bad, len(bad))}.")
+        print(f"{_count(len(bad), 'query', 'queries')} left out, missing, NaN or zero: {_some(bad, len(bad))}.")
     how = "index, nearly exact" if arguments.index else "exact"
-    print(f"{len(titles)} queries among {files.num_rows} rows of {files.path}, {metric}, {how}.")
+    queries, among = _count(len(titles), "query", "queries"), _count(files.num_rows, "row", "rows")
+    print(f"{queries} among {among} of {files.path}, {metric}, {how}.")
     if nearest.left_out:
-        left_out = _titles_of(files, nearest.left_out[:NAMED])
-        print(
-            f"{len(nearest.left_out)} rows left out, which are missing, NaN or zero: {_some(left_out, len(nearest.left_out))}."
-        )
+        left_out, total = _titles_of(files, nearest.left_out[:NAMED]), len(nearest.left_out)
+        print(f"{_count(total, 'row', 'rows')} left out, missing, NaN or zero: {_some(left_out, total)}.")
 
 
 if __name__ == "__main__":

@@ -235,6 +235,7 @@ def _index_row(path, row, options):
     if code:
         name = f"{name}_{code}"
         number = value("lig_resi").removesuffix(".0")
+        name += f"_{number}" if number else ""
         side_b = ":".join([side_b, code] + ([number] if number else []))
     label = _label(name, value("label"))
     structures = read_interface(file, value("chain1"), side_b, value("lig_smiles") or None, name=name, options=options)

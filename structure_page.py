@@ -17,14 +17,14 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from scipy.spatial import cKDTree
 
 from atomica_hf.component_atomica import Origin
-from atomica_hf.molecule_atomica import perceive_bonds
+from atomica_hf.molecule_atomica import _METALS, perceive_bonds
 from atomica_hf.processing_atomica import ATOM_GLOBAL
 
 
 THIRD_PARTY = Path(__file__).resolve().parent / "third_party"
 COLUMNS = ("rank", "block", "segment", "chain", "number", "insertion", "name", "token", "score", "distance", "b_factor")
-HEADS = {"number": "residue number", "insertion": "insertion code", "distance": "distance to partner (Å)"}
-_PALE, _STRONG, _NONE = np.array([242, 242, 242]), np.array([178, 24, 43]), "#9aa5b1"
+HEADS = {"distance": "distance (Å)"}  # to the partner
+_PALE, _STRONG, _NONE = np.array([242, 242, 242]), np.array([232, 80, 62]), "#9aa5b1"  # black letters show on all of them
 _MOST_B = 999.99  # what a B-factor of a PDB file holds
 
 
@@ -110,7 +110,7 @@ def molecule_of(example, segment: int):
     return perceive_bonds(np.asarray(example["atom_ids"])[atoms] - ATOM_GLOBAL, positions), to_block[atoms]
 
 
-def draw_fragments(mol, blocks, scores, width: int = 480, height: int = 360) -> str:
+def draw_fragments(mol, blocks, scores, width: int = 480, height: int = 330) -> str:
     """A molecule in two dimensions, its fragments coloured by score, as SVG.
 
     Args:
@@ -134,11 +134,14 @@ def draw_fragments(mol, blocks, scores, width: int = 480, height: int = 360) -> 
         for bond in mol.GetBonds()
         if blocks[bond.GetBeginAtomIdx()] == blocks[bond.GetEndAtomIdx()]
     }
+    depth = np.nanmax(1 - own, initial=0)
+    decimals = int(np.clip(np.ceil(-np.log10(depth)) + 1, 2, 4)) if depth > 0 else 2  # two digits tell the lowest from 1
     for block in dict.fromkeys(blocks.tolist()):
-        label = "no score" if np.isnan(scores[block]) else f"{scores[block]:.4f}"
+        label = "no score" if np.isnan(scores[block]) else f"{scores[block]:.{decimals}f}"
         mol.GetAtomWithIdx(int((blocks == block).argmax())).SetProp("atomNote", label)
     drawer = rdMolDraw2D.MolDraw2DSVG(width, height)
-    drawer.drawOptions().fillHighlights = True
+    options = drawer.drawOptions()
+    options.fillHighlights, options.annotationFontScale, options.minFontSize, options.padding = True, 0.85, 11, 0.02
     rdMolDraw2D.PrepareAndDrawMolecule(
         drawer,
         mol,
@@ -165,9 +168,10 @@ def json_for_html(value) -> str:
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 0; color: #1c2733; }
 header { padding: 10px 16px; border-bottom: 1px solid #d5dbe1; } h1 { font-size: 18px; margin: 0; } p { margin: 4px 0; }
-main { display: flex; flex-wrap: wrap; } #view { position: relative; flex: 1 1 480px; height: 80vh; min-height: 320px; }
-#side { flex: 0 1 620px; max-height: 80vh; overflow: auto; } svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; width: 100%; } th, td { padding: 3px 8px; text-align: left; white-space: nowrap; }
+main { display: flex; flex-wrap: wrap; } #view { position: relative; flex: 1 1 400px; height: 80vh; min-height: 320px; }
+#side { flex: 0 1 auto; max-width: 100%; max-height: 80vh; overflow: auto; } svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; width: 100%; font-size: 13px; } th, td { padding: 3px 5px; text-align: left; }
+td { white-space: nowrap; } td.token { white-space: normal; overflow-wrap: anywhere; max-width: 150px; }
 th { position: sticky; top: 0; background: #f1f4f7; } tbody tr { cursor: pointer; }
 tbody tr:hover, tbody tr:focus { background: #e7eef6; }
 .dot { display: inline-block; width: 12px; height: 12px; border-radius: 6px; border: 1px solid #8895a3; margin-right: 6px; }
@@ -222,7 +226,9 @@ def page(title, example, scores, rows, caption: str = "", drawings=(), top: int 
     painted, shown = colors(scores), rows if top is None else rows[:top]
     of_atom = np.asarray(example["token_type_ids"])[blocks]
     pairs = tree.query_pairs(2.2, output_type="ndarray")
-    bonded = np.isin(np.arange(len(blocks)), pairs)
+    bonded = np.isin(
+        np.arange(len(blocks)), pairs[~np.isin(numbers, list(_METALS))[pairs].any(1)]
+    )  # bonds of metals do not count
     data = {
         "xyz": f"{len(atoms)}\n\n" + "\n".join(atoms) + "\n",
         "blocks": blocks.tolist(),
@@ -232,14 +238,16 @@ def page(title, example, scores, rows, caption: str = "", drawings=(), top: int 
         "names": {row["block"]: _name(row) for row in shown},
         "near": {row["block"]: _around(tree, positions[blocks == row["block"]]) for row in shown},
     }
-    columns = [column for column in COLUMNS if any(row[column] != "" for row in shown)] if shown else list(COLUMNS)
+    single = "; spheres: single atoms, such as ions" if data["single"] else ""
+    listed = [{**row, "token": _other_token(row)} for row in shown]
+    columns = [column for column in COLUMNS if any(row[column] != "" for row in listed)] if listed else list(COLUMNS)
     columns = [column for column in columns if column not in ("block", "b_factor")]
     head = "".join(f"<th>{HEADS.get(column, column)}</th>" for column in columns)
     body = "\n".join(
         f'<tr tabindex="0" data-block="{row["block"]}">'
         + "".join(_cell(column, row[column], painted[row["block"]]) for column in columns)
         + "</tr>"
-        for row in shown
+        for row in listed
     )
     code, licence = _viewer_code()
     title, caption = html.escape(str(title)), html.escape(caption)
@@ -251,7 +259,7 @@ def page(title, example, scores, rows, caption: str = "", drawings=(), top: int 
 <title>{title}</title><style>{_STYLE}</style></head>
 <body><header><h1>{title}</h1><p>{caption}</p>
 <p>Red: the read-out turns most when this block is hidden; pale: it stays; grey: no score. {count}
-<button id="all">whole complex</button></p></header>
+<button id="all">whole complex</button></p><p>{html.escape(_legend(rows) + single)}.</p></header>
 <main><div id="view"></div><div id="side">{"".join(map(_inline, drawings))}
 <table><thead><tr>{head}</tr></thead><tbody>
 {body}
@@ -272,13 +280,34 @@ def _inline(svg: str) -> str:
 def _cell(column, value, color):
     if column == "score" and value != "":
         return f'<td><span class="dot" style="background:{color}"></span>{value:.4f}</td>'
-    return f"<td>{html.escape(str(value))}</td>"
+    return f'<td class="{column}">{html.escape(str(value))}</td>'
+
+
+def _other_token(row):
+    """The token of a block, where it says more than the name: of a fragment, or a modified residue."""
+    return "" if row["token"].upper() == row["name"].upper() else row["token"]
+
+
+def _residue(row):
+    """Where a block comes from, such as `ASP A:144`; empty for a molecule that no file numbers."""
+    return f"{row['name']} {row['chain']}:{row['number']}{row['insertion']}" if row["chain"] or row["number"] != "" else ""
 
 
 def _name(row):
     """What a block is called in the view."""
-    place = f"{row['chain']}:{row['number']}{row['insertion']}" if row["chain"] or row["number"] != "" else row["token"]
-    return f"{row['name']} {place}" if row["chain"] or row["number"] != "" else place
+    return " ".join(filter(None, (_residue(row), _other_token(row)))) or row["token"]
+
+
+def _legend(rows):
+    """Which segment is drawn how, and what it is."""
+    texts = []
+    for segment in sorted({row["segment"] for row in rows}):
+        mine = [row for row in rows if row["segment"] == segment]
+        residues, chains = dict.fromkeys(map(_residue, mine)), dict.fromkeys(row["chain"] or "without a name" for row in mine)
+        blocks = f"{len(mine)} block{'s' * (len(mine) > 1)}"
+        what = [*residues] if len(residues) < 3 else [f"chain{'s' * (len(chains) > 1)} {', '.join(chains)}"]
+        texts.append(f"{'thick' if segment else 'thin'} sticks: segment {segment} ({', '.join(filter(None, [*what, blocks]))})")
+    return "; ".join(texts)[:1].upper() + "; ".join(texts)[1:]
 
 
 def _around(tree, points):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run
 from matplotlib.colors import to_hex
+from matplotlib.text import Text
 from sklearn.decomposition import PCA
 
 import embedding_map
@@ -114,10 +115,10 @@ def test_numbers_get_a_bar_and_no_value_is_grey():
 
 
 def test_frequent_words_have_colours_and_the_others_one():
-    values = [f"w{i}" for i in range(14) for _ in range(20 - i)] + [None, ""]
+    values = [f"w{i}" for i in range(24) for _ in range(30 - i)] + [None, ""]
     colours = colours_of(values, len(values))
-    assert [text for _, text in colours.legend] == [f"w{i} ({20 - i})" for i in range(10)] + ["other (34)", "no value (2)"]
-    assert len({colour for colour, _ in colours.legend}) == 12
+    assert [text for _, text in colours.legend] == [f"w{i} ({30 - i})" for i in range(20)] + ["other (34)", "no value (2)"]
+    assert len({colour for colour, _ in colours.legend}) == 22
     assert colours.points.count(OTHER) == 34 and colours.points[-2:] == [MISSING, MISSING] and colours.limits is None
 
 
@@ -132,6 +133,36 @@ def test_a_picture_shows_each_point_in_its_colour():
     assert [to_hex(c) for c in dots.get_facecolors()[:10]] == [MISSING] * 10  # below the others
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a (10)", "b (10)", "no value (10)"]
     assert len(axis.texts) == 4
+
+
+def test_twenty_words_have_two_marks_and_the_others_are_small():
+    values = [f"w{min(i // 5, 22)}" for i in range(120)]
+    points = vectors_of(120, 2)
+    figure = draw_map(points, values=values)
+    circles, squares = figure.axes[0].collections
+    assert len(circles.get_offsets()) + len(squares.get_offsets()) == 120 and len(squares.get_offsets()) == 50
+    sizes = dict(zip(map(to_hex, circles.get_facecolors()), circles.get_sizes()))
+    assert len(sizes) == 11 and sizes[OTHER] == min(sizes.values()) < max(sizes.values())
+    marks = [line.get_marker() for line in figure.axes[0].get_legend().get_lines()]
+    assert "".join(marks) == "o" * 10 + "s" * 10 + "o"
+
+
+def test_labels_are_short_and_do_not_cover_each_other(tmp_path):
+    points = vectors_of(60, 2) * 0.01
+    figure = draw_map(points, ["C1CC[C@H]" * 10] * 60, axes=("x", "y"), title="t", labels=15)
+    figure.savefig(tmp_path / "map.png")
+    texts = figure.axes[0].texts
+    assert len(texts) == 15 and {len(text.get_text()) for text in texts} == {24}
+    boxes = [Text.get_window_extent(text).get_points() for text in texts]  # without the line to the point
+    overlaps = [(a[0] < b[1]).all() and (a[1] > b[0]).all() for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not any(overlaps)
+
+
+def test_the_title_names_the_method_as_the_axes_do(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(embedding_map, "save_figure", lambda figure, file, dpi: drawn.append(figure.axes[0]))
+    map_of_parquet(write(tmp_path / "v.parquet", vectors_of(12)), tmp_path / "map.png", method="tsne")
+    assert drawn[0].get_title().endswith("12 vectors, t-SNE") and drawn[0].get_xlabel() == "t-SNE 1"
 
 
 def test_labels_lie_far_from_each_other():

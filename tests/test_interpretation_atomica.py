@@ -161,7 +161,7 @@ def test_vectors_of_another_model_are_hidden_with_their_block(small):
 
 def test_a_lone_molecule_has_no_partner_but_a_graph(processor):
     model, inputs = tiny_model(), processor("CC(=O)Nc1ccc(OCC(O)CO)cc1", return_tensors="pt")
-    with pytest.raises(ValueError, match="Complex 0 of the batch has one segment and no partner.*h_graph"):
+    with pytest.raises(ValueError, match="The complex has one segment and no partner.*readout='h_graph'"):
         model.interaction_scores(**inputs)
     scores = model.interaction_scores(readout="h_graph", **inputs)
     assert (scores.isnan() == (inputs["input_ids"] < 4)).all() and scores[~scores.isnan()].max() <= 1
@@ -171,11 +171,11 @@ def test_what_does_not_fit_is_named(small):
     model, inputs = tiny_model(), tensors(small)
     for options, words in (
         ({"readout": "z_graph"}, "`readout` is 'z_graph', expected one of z_interface, h_graph"),
-        ({"segments": [2]}, r"`segments` has 2, but complex 0 of the batch has segments \[0, 1\] only"),
+        ({"segments": [2]}, "The complex has no segment 2 for `segments`; it has 0, 1."),
         ({"segments": []}, r"`segments` are \[\]"),
         ({"segments": "0"}, "`segments` are '0'"),
         ({"segments": 0}, "`segments` are 0"),
-        ({"positions": inputs["positions"] * torch.nan}, "z_interface of complex 0 of the batch is not finite"),
+        ({"positions": inputs["positions"] * torch.nan}, "The complex has a z_interface that is not finite"),
         ({"max_blocks_per_batch": 0}, "`max_blocks_per_batch` is 0"),
         ({"atom_ids": inputs["atom_ids"][:, :-1]}, "`atom_ids` has shape|`atom_to_block` has shape"),
     ):

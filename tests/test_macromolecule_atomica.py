@@ -497,6 +497,15 @@ def test_complexes_have_interfaces_of_known_kinds(shared):
         assert kind in kinds[name], (name, kinds[name])
 
 
+def test_an_amide_at_the_end_of_a_peptide_belongs_to_its_chain(shared):
+    path = shared / "data" / "complexes" / "atomica_examples" / "6d1u.cif"
+    sides = {i.side_b for i in list_interfaces(path) if i.kind == "protein-ion"}
+    assert sides == {"A:NA:2202", "C:NA:2202", "C:NA:2203", "C:NA:2204"}
+    (structure,) = read_interface(path, "A", "D")
+    assert structure.segments[1][-1].origin.name == "NH2" and structure.notes["unknown_residue_fragmented:NH2"] == 1
+    assert structure.segments[1][-1].mol.GetAtomWithIdx(0).GetSymbol() == "N"
+
+
 def test_the_folder_of_the_clone_has_no_structures():
     with pytest.raises(StructureError, match="no structure files"):
         list_inputs(ROOT / "docs")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 
@@ -19,7 +20,7 @@ from atomica_hf import AtomicaForMaskedLM, AtomicaForPreTraining, AtomicaModel, 
 from atomica_hf.data_collator_atomica import Puzzle
 from atomica_hf.pipelines_atomica import kind_of_token, smiles_of_token
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
-from drawing import draw_proposals
+from drawing import draw_proposals, molecule_of
 
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"
@@ -148,6 +149,15 @@ def test_what_is_hidden_can_be_chosen(fill, processor, shared):
     assert [row["origin"] for row in fill(str(path), blocks=[origin], top_k=1)] == [origin]
     index = first["block"]
     assert close(fill(path, blocks=index), fill(path, blocks=[origin]))
+    # residues that are not among those of the interface
+    for wrong, words in ((f"{first['chain']}:GLY:9999", "near.*Nearest by number are "), ("Q:GLY:1", "chains A, R; side_a")):
+        with pytest.raises(
+            StructureError, match=f"no block of '{wrong}': the residue is not in the file, or.*{words}"
+        ) as error:
+            fill(path, blocks=[wrong])
+        assert len(str(error.value)) < 300
+    with pytest.raises(StructureError, match=f"Nearest by number are {re.escape(origin)},"):
+        fill(path, blocks=[f"{first['chain']}:XYZ:{first['number']}"])
     # a block that is hidden already
     example = processor.encode(processor.read(ASPIRIN)[0])
     puzzle = Puzzle(example)
@@ -271,6 +281,17 @@ def test_the_drawing_shows_every_proposal(fill, tmp_path):
         draw_proposals(fill("C1CC", on_error="return"))
     with pytest.raises(ValueError, match="svg or .png"):
         draw_proposals(rows, tmp_path / "grid.jpg")
+
+
+def test_a_piece_of_an_aromatic_ring_is_drawn_with_its_atoms_marked():
+    mol, marked = molecule_of("c[nH]")
+    assert marked == [0, 1] and [bond.GetBondType() for bond in mol.GetBonds()] == [Chem.BondType.SINGLE]
+    assert [atom.GetTotalNumHs() for atom in mol.GetAtoms()] == [0, 1]
+    assert molecule_of("c1ccccc1")[1] == []
+    row = {"name": "x", "origin": "", "block": 0, "true_token_str": "c[nH]", "true_smiles": "c[nH]", "score": 0.5}
+    svg = draw_proposals([{**row, "token_str": "c[nH]", "smiles": "c[nH]"}])
+    assert "stroke-dasharray" not in svg and svg.count("<ellipse") == 4
+    assert "M 0.0,0.0 L 0.0,160.0 L 190.0,160.0" in svg  # the ground of the first column
 
 
 def test_every_token_can_be_drawn(processor):

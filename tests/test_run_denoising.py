@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import gemmi
 import numpy as np
@@ -236,6 +237,47 @@ def test_a_file_is_repaired_and_measured_against_another(folder, shared, process
         run_denoising.main([*options[:4], "--steps", "1", *files, "--output_dir", str(tmp_path / "no")])
 
 
+@pytest.mark.parametrize("side_b, chain, shift", [("B", "B", 1.4), ("A:UDP", "UDP", 0.7)])
+def test_a_partner_with_other_neighbours_than_in_the_reference(folder, shared, processor, tmp_path, side_b, chain, shift):
+    path, move = shared / "data/complexes/atomica_examples/6llw.cif", gemmi.Position(0.6 * shift, 0, -0.8 * shift)
+    document = gemmi.read_structure(str(path))
+    for residues in document[0]:
+        for residue in residues:
+            if chain in (residues.name, residue.name):
+                for atom in residue:
+                    atom.pos += move
+    document.make_mmcif_document().write_file(str(tmp_path / "bad.cif"))
+    examples = [processor.encode(processor.read(file, "A", side_b)[0]) for file in (path, tmp_path / "bad.cif")]
+    assert set(examples[0]["block_origins"]) != set(examples[1]["block_origins"])
+    options = ["--input_file", tmp_path / "bad.cif", "--reference_file", path, "--side_a", "A", "--side_b", side_b]
+    options += ["--model_name_or_path", folder, "--device", "cpu", "--steps", "1", "--output_dir", tmp_path / "out"]
+    run_denoising.main(list(map(str, [*options, "--motions", "translation"])))
+    found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["moved_segments"]
+    assert abs(found["rmsd"]["before"] - shift) < 2e-3 and found["rmsd_superposed"]["before"] < 2e-3
+
+
+def test_a_reference_of_another_molecule_is_refused(folder, tmp_path):
+    files = [tmp_path / "a.smi", tmp_path / "b.smi"]
+    for file, smiles in zip(files, ("O.C", "O.CC")):  # the first two atoms have the same names
+        file.write_text(f"{smiles} pair\n", encoding="utf-8")
+    options = ["--model_name_or_path", folder, "--input_file", files[0], "--reference_file", files[1], "--device", "cpu"]
+    with pytest.raises(StructureError, match="b.smi: pair has other atoms than pair.*differ in 1, the first of which is C4"):
+        run_denoising.main(list(map(str, [*options, "--output_dir", tmp_path / "out"])))
+
+
+def test_rigid_motions_have_no_superposed_distances(folder, pairs, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(run_denoising, "save_figure", lambda figure, path: drawn.update({path.name: figure}))
+    options = ["--model_name_or_path", str(folder), "--input_file", str(pairs), "--device", "cpu", "--steps", "2"]
+    for number, (noise, panels) in enumerate([("translation=1.0", 1), ("torsion=0.5", 2)]):
+        run_denoising.main([*options, "--perturb", noise, "--output_dir", str(tmp_path / str(number))])
+        assert len(drawn["rmsd.png"].axes) == panels
+    found = json.loads((tmp_path / "0" / "report.json").read_text(encoding="utf-8"))["moved_segments"]
+    assert found["rmsd_superposed"]["closer"] == 0 and found["rmsd_superposed"]["after"] < 1e-6
+    (axis,) = drawn["arrows.png"].axes
+    assert "RMSD to the original" in axis.get_title() and axis.collections
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -269,8 +311,10 @@ def test_wrong_options_are_named(folder, pairs, tmp_path, wrong, words):
 def test_heads_that_are_not_in_the_weights_are_missed(folder, pairs, processor, tmp_path):
     AtomicaModel(tiny_config()).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    with pytest.raises(StructureError, match="needs .*torsion_head.*, and the weights have none"):
-        run_denoising.main(["--model_name_or_path", str(tmp_path), "--input_file", str(pairs), "--output_dir", str(tmp_path)])
+    options = ["--model_name_or_path", tmp_path, "--input_file", pairs, "--output_dir", tmp_path / "out"]
+    done = run("run_denoising.py", *options)
+    assert re.search("needs .*torsion_head.*, and the weights have none", done.stderr) and done.returncode == 1
+    assert "LOAD REPORT" not in done.stderr + done.stdout and "MISSING" not in done.stderr + done.stdout
 
 
 def test_what_cannot_move_is_left_out_and_says_so(folder, tmp_path, capsys):

@@ -123,6 +123,38 @@ def test_residues_of_a_file_have_their_numbers(shared, model_folder, tmp_path):
     page = next(out.glob("*.html")).read_text(encoding="utf-8")
     assert_self_contained(page)
     assert page.count("<tr tabindex") == 5 and f"5 of {len(rows)} blocks are listed" in page and len(page) < 700_000
+    data = data_of(page)
+    elements = [line.split()[0] for line in data["xyz"].splitlines()[2:]]
+    assert [elements[i] for i in data["single"]] == ["Zn", "Zn"] == [e for e in elements if e == "Zn"]  # bound by residues
+    legend = f"Thin sticks: segment 0 (chain A, {len(rows) - 1} blocks); thick sticks: segment 1 (ZN A:301, 1 block); spheres"
+    assert legend in page and "<th>token</th>" not in page
+
+
+def data_of(page):
+    return json.loads(re.search('id="data">(.*?)</script>', page)[1])
+
+
+def test_an_interface_of_a_file_is_named_or_all_are_scored(shared, model_folder, tmp_path, capsys):
+    folder = shared / "data/complexes/atomica_examples"
+    base = ("--model_name_or_path", model_folder, "--output_dir", tmp_path / "out")
+    zinc = ("--input_file", folder / "6hrg.cif")
+    with pytest.raises(StructureError, match="no complex got scores") as error:
+        run_main(*base, *zinc)
+    assert "\n  6hrg: The complex has one segment and no partner to read out; --readout h_graph needs none" in str(error.value)
+    assert "list_interfaces.py" in str(error.value) and not (tmp_path / "out").exists()
+    run_main(*base, *zinc, "--interfaces", "all", "--pages", False)
+    names = {row["complex"] for row in read(tmp_path / "out/scores.csv")}
+    assert names == {"6hrg_A_A_ZN_301", "6hrg_A_A_ZN_302", "6hrg_A_A_K_304"}
+    ligand = ("--input_file", folder / "6llw.cif", "--segments", 1)
+    run_main(*base, *ligand, "--pages", False)
+    printed = capsys.readouterr().out
+    assert "molecule_left_out:UDP" in printed and "list_interfaces.py" in printed
+    run_main(*base, *ligand, "--side_a", "A", "--side_b", "A:UDP:900")
+    assert "list_interfaces.py" not in capsys.readouterr().out
+    rows = [row for row in read(tmp_path / "out/scores.csv") if row["rank"]]
+    assert {(row["name"], row["number"]) for row in rows} == {("UDP", "900")} and len(rows) > 1
+    data = data_of(next((tmp_path / "out").glob("*.html")).read_text(encoding="utf-8"))
+    assert {data["names"][row["block"]] for row in rows} == {f"UDP A:900 {row['token']}" for row in rows}
 
 
 def test_a_lone_molecule_is_read_out_as_a_whole(model_folder, tmp_path):
@@ -147,20 +179,26 @@ def test_what_cannot_be_scored_is_named(model_folder, table, tmp_path):
         ({"--output_dir": table}, "is a file"),
         ({"--top": 0}, "--top is 0"),
         ({"--segments": -1}, "--segments"),
-        ({"--segments": 5}, r"`segments` has 5, but complex 0"),
+        ({"--segments": 5}, "no segment 5 for --segments; it has 0, 1"),
+        ({"--max_samples": 0}, "--max_samples is 0"),
+        ({"--interfaces": "all"}, "--interfaces is for PDB and mmCIF files, not for"),
+        ({"--interfaces": "all", "--side_a": "A"}, "--interfaces excludes --side_a"),
+        ({"--side_a": "A", "--side_b": "B"}, "in PDB and mmCIF files only"),
         ({"--max_blocks_per_batch": 0}, "--max_blocks_per_batch"),
     ):
         with pytest.raises(StructureError, match=words):
             run_main(*(x for pair in {**good, **change}.items() for x in pair))
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_names_of_files_and_colours():
-    assert structure_page.colors([1.0, 0.5, np.nan]) == ["#f2f2f2", "#b2182b", "#9aa5b1"]
+    assert structure_page.colors([1.0, 0.5, np.nan]) == ["#f2f2f2", "#e8503e", "#9aa5b1"]
     assert structure_page.colors([1.0, 1.0]) == ["#f2f2f2"] * 2
     assert structure_page.b_factors([1.0, 0.99, -1.0, np.nan]).tolist() == [0.0, 10.0, 999.99, 0.0]
     assert run_interaction_scores.file_name(3, "../../etc/passwd") == "00003_etc_passwd"
     assert run_interaction_scores.file_name(0, "***") == "00000_complex"
+    light = [((int(c, 16) / 255 + 0.055) / 1.055) ** 2.4 for c in ("e8", "50", "3e")]
+    assert np.dot([0.2126, 0.7152, 0.0722], light) / 0.05 + 1 > 4.5  # contrast of a black letter on it, as WCAG has it
     with pytest.raises(ValueError, match="3 blocks for 2 atoms"):
         structure_page.draw_fragments(Chem.MolFromSmiles("CC"), [0, 0, 0], [0.5])
 

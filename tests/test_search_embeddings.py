@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import sys
 
 import numpy as np
@@ -162,8 +163,8 @@ def test_the_command_writes_the_neighbours_of_names_and_rows(tmp_path, capsys):
         options = ["--names", "twice", "m4", "--rows", "30", "--k", "3", "--output_file", str(output)]
         search_embeddings.main(["--vectors", str(path), *options])
         text = capsys.readouterr().out
-        assert "1 queries left out, which are missing, NaN or zero: m4." in text
-        assert "3 rows left out, which are missing, NaN or zero: row 3 (m3), row 4 (m4), row 5 (m5)." in text
+        assert "1 query left out, missing, NaN or zero: m4." in text
+        assert "3 rows left out, missing, NaN or zero: row 3 (m3), row 4 (m4), row 5 (m5)." in text
         rows = read(output)
         assert [row["query"] for row in rows] == ["twice"] * 6 + ["row 30"] * 3
         exact = search(EmbeddingFiles(path), np.array([vectors[10], vectors[20], vectors[30]]), 3, own=[10, 20, 30])
@@ -221,6 +222,7 @@ def test_molecules_find_themselves_through_the_model(processor, tmp_path, capsys
         search_embeddings.main(["--vectors", str(path), *base, *pooling, *queries])
         text = capsys.readouterr().out
         assert "c1cc" in text and "1 kept" not in text and "2 kept, 1 left out" in text
+        assert "queries.parquet" not in text and re.search(r"^queries: \d+ embedded", text, re.MULTILINE)
         rows = list(csv.DictReader(open(output, encoding="utf-8")))
         assert all(float(row["distance"]) < 1e-10 for row in rows)
         if level == "block":
@@ -242,6 +244,18 @@ def test_the_script_and_the_measurement_run(tmp_path, capsys):
     benchmark = load_script("benchmarks/neighbours.py")
     benchmark.main(["--vectors", str(path), "--num_queries", "10", "--k", "5"])
     benchmark.main(["--sizes", "500", "--width", "6", "--num_queries", "10"])
+
+
+def test_a_file_is_named_instead_of_a_long_table(tmp_path, capsys):
+    path, output = write(tmp_path / "v.parquet", clusters(40)), tmp_path / "n.csv"
+    options = ["--vectors", str(path), "--rows", "0", "--k", "30"]
+    search_embeddings.main(options)
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) == 32 and "\n1 query among 40 rows" in text
+    search_embeddings.main([*options, "--output_file", str(output)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and lines[6] == f"... and 25 more in {output}." and lines[7] == f"{output}: 30 neighbours written."
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 31
 
 
 def test_names_of_several_lines_stay_on_one(tmp_path, capsys):

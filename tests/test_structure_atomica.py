@@ -347,13 +347,13 @@ def test_index_of_complexes_and_both_chains_of_1azs(shared, processor):
     found = list(read_structures(shared / "data/complexes/atomica_examples/example_inputs.csv", report))
     assert report.kept == 7 and not report.rejected
     assert [s.name for s in found] == [
-        "6llw_A_A_UDP",
+        "6llw_A_A_UDP_900",
         "3i5x_A_B",
         "5kl2_A_BC",
         "6d1u_A_D",
         "2uxq_A_B",
-        "6hrg_A_A_ZN",
-        "4yaz_A_A_4BW",
+        "6hrg_A_A_ZN_301",
+        "4yaz_A_A_4BW_103",
     ]
     for structure in found:
         example = processor.encode(structure)
