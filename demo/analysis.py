@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from rdkit import Chem
 from rdkit.Chem import Draw
 from safetensors import SafetensorError
 from transformers import AutoConfig, pipeline
@@ -29,7 +30,7 @@ from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.molecule_atomica import parse_smiles
 from atomica_hf.pipelines_atomica import check_example
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, MOLECULE_SUFFIXES, format_of, list_inputs
-from drawing import draw_proposals, molecule_of
+from drawing import draw_proposals
 from run_embedding import batches, embed
 from run_interaction_scores import file_name, scores_of, write_files
 from search_embeddings import Nearest, prepared
@@ -451,9 +452,8 @@ def draw_neighbors(rows, most=20):
     rows = rows[:most]
     legends = [f"{row['rank']}. {row['name']} {row['distance']:.4f}" for row in rows]
     drawer = Draw.MolDraw2DSVG(5 * 190, -(-len(rows) // 5) * 160, 190, 160)
-    drawer.drawOptions().prepareMolsBeforeDrawing = False
     drawer.drawOptions().legendFontSize = 13
-    drawer.DrawMolecules([molecule_of(row["smiles"]) for row in rows], legends=legends)
+    drawer.DrawMolecules([Chem.MolFromSmiles(row["smiles"]) for row in rows], legends=legends)
     drawer.FinishDrawing()
     return drawer.GetDrawingText()
 
