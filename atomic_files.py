@@ -2,9 +2,13 @@
 """Files that are there whole or not at all."""
 
 import csv
+import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG")}
 
 
 @contextmanager
@@ -25,6 +29,23 @@ def replacing(path):
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path):
+    """Returns when a file, or the names in a folder, would survive a loss of power, where the system can say so.
+
+    Raises:
+        `OSError`: if there is no room, which a network disk may say only here.
+    """
+    with suppress(PermissionError):  # Windows does not open folders
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # Windows and some network disks refuse what was opened to read
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+        finally:
+            os.close(handle)
 
 
 def write_text(path, text):

@@ -300,3 +300,11 @@ def run_tasks(
     if num_proc == 1:
         return (_attempt(function, task, time_limit, failed) for task in tasks)
     return _Pool(function, num_proc, time_limit, failed, at_once).run(tasks)
+
+
+def check_engine(arguments):
+    """Raises `StructureError` for --num_proc, --engine and --ray_address that do not fit together."""
+    if arguments.engine == "ray" and arguments.num_proc != 1:
+        raise StructureError("usage", "--num_proc is for --engine local; a Ray cluster has as many processes as cores.")
+    if arguments.engine != "ray" and arguments.ray_address:
+        raise StructureError("usage", f"--ray_address {arguments.ray_address} needs --engine ray.")

@@ -768,15 +768,18 @@ class AtomicaModel(AtomicaPreTrainedModel):
         positions = positions.to(torch.promote_types(positions.dtype, wide))
         index = ComplexIndex(config, input_ids, atom_to_block, positions, attention_mask, token_type_ids, graph)
 
-        if are_copies:
-            changed = index.unpad_atoms(changes(atom_ids) | changes(positions))
-            base = index.flat_atom[0][index.atom_slots % index.num_atoms]
-            atom_edges, changed = edges_of_copies(
-                index.atom_neighbors(), index.atom_positions, base, changed, config.num_hidden_layers,
-                config.direction_softening, wide,
+        def edges(positions, lists, base=None, changed=None):
+            if not are_copies:
+                return node_edges(positions, lists, config.direction_softening, wide), None
+            return edges_of_copies(
+                lists, positions, base, changed, config.num_hidden_layers, config.direction_softening, wide
             )  # fmt: skip
-        else:
-            atom_edges = node_edges(index.atom_positions, index.atom_neighbors(), config.direction_softening, wide)
+
+        of_copies = ()
+        if are_copies:
+            base = index.flat_atom[0][index.atom_slots % index.num_atoms]
+            of_copies = base, index.unpad_atoms(changes(atom_ids) | changes(positions))
+        atom_edges, changed = edges(index.atom_positions, index.atom_neighbors(), *of_copies)
         atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
@@ -792,13 +795,8 @@ class AtomicaModel(AtomicaPreTrainedModel):
         if are_copies:
             of_blocks = index.unpad_blocks(changes(input_ids))  # features of another model are hidden with their block
             of_blocks = of_blocks | (segment_sum(changed.long(), index.block_of_atom, index.total_blocks) > 0)
-            base = (index.block_mask[0].cumsum(0) - 1)[index.block_slots % index.num_blocks]
-            block_edges, _ = edges_of_copies(
-                index.block_neighbors(), index.block_positions, base, of_blocks, config.num_hidden_layers,
-                config.direction_softening, wide,
-            )  # fmt: skip
-        else:
-            block_edges = node_edges(index.block_positions, index.block_neighbors(), config.direction_softening, wide)
+            of_copies = (index.block_mask[0].cumsum(0) - 1)[index.block_slots % index.num_blocks], of_blocks
+        block_edges, _ = edges(index.block_positions, index.block_neighbors(), *of_copies)
         block_irreps, h_block = self.block_encoder(blocks, block_edges)
         if config.block_feature_sizes and self.block_features_after is not None:
             h_block = self.block_features_after(h_block, block_features, segments)

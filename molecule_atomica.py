@@ -315,7 +315,7 @@ def xyz_records(text):
 
 # bonds --------------------------------------------------------------------------------------------------------------------
 
-_METALS = frozenset(range(1, 119)) - {1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86}
+METALS = frozenset(range(1, 119)) - {1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86}
 _VALENCE = {5: 3, 6: 4, 7: 3, 8: 2, 14: 4, 15: 3, 16: 2, 33: 3, 34: 2}
 # a bond longer than this is single, angstrom
 _LONGEST_DOUBLE = {(6, 6): 1.46, (6, 7): 1.405, (6, 8): 1.33, (6, 16): 1.70, (7, 7): 1.37, (7, 8): 1.30, (6, 34): 1.82}
@@ -343,7 +343,7 @@ def perceive_bonds(elements, positions):
     Groups of S, P and N with terminal oxygens are written with the usual charges.
     """
     elements, positions = [int(number) for number in elements], np.asarray(positions, dtype=np.float64)
-    bonds = [(int(a), int(b)) for a, b in bonds_by_distance(elements, positions) if not {elements[a], elements[b]} & _METALS]
+    bonds = [(int(a), int(b)) for a, b in bonds_by_distance(elements, positions) if not {elements[a], elements[b]} & METALS]
     neighbors = [[] for _ in elements]
     for a, b in bonds:
         neighbors[a].append(b)
@@ -402,7 +402,7 @@ def perceive_bonds(elements, positions):
     for number, charged in zip(elements, charge):
         atom = Chem.Atom(number)
         atom.SetFormalCharge(charged)
-        atom.SetNoImplicit(number in _METALS)
+        atom.SetNoImplicit(number in METALS)
         mol.AddAtom(atom)
     kinds = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
     for (a, b), kind in order.items():

@@ -43,6 +43,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
+from atomic_files import sync
 from atomica_hf import ROOT, AtomicaProcessor, ReadReport, StructureError
 from atomica_hf.structure_atomica import (
     INDEX_COLUMNS,
@@ -52,7 +53,7 @@ from atomica_hf.structure_atomica import (
     read_table,
     suffix_of,
 )
-from engines import ENGINES, run_tasks
+from engines import ENGINES, check_engine, run_tasks
 from original_data import is_original, read_original_examples
 from script_arguments import ScriptParser
 
@@ -301,12 +302,6 @@ def _size(example):
     return 50 * (len(example["atom_ids"]) + len(example["input_ids"])) + 8 * torsions + (
         0 if features is None or not len(features) else 4 * len(features) * len(features[0])
     )  # fmt: skip
-
-
-def sync(path):
-    """Returns when the file is on the disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
 
 
 def _new_counts():
@@ -831,14 +826,6 @@ class PrepareArguments:
     keep_waters: bool = HfArg(default=False, help="Keep the waters of an interface too.")
     keep_buffers: bool = HfArg(default=False, help="Keep the buffer components of an interface too.")
     ccd: str | None = HfArg(default=None, help="File of chemical components (mmCIF), for bonds and parents of residues.")
-
-
-def check_engine(arguments):
-    """Raises `StructureError` for --num_proc, --engine and --ray_address that do not fit together."""
-    if arguments.engine == "ray" and arguments.num_proc != 1:
-        raise StructureError("usage", "--num_proc is for --engine local; a Ray cluster has as many processes as cores.")
-    if arguments.engine != "ray" and arguments.ray_address:
-        raise StructureError("usage", f"--ray_address {arguments.ray_address} needs --engine ray.")
 
 
 def load_processor(name) -> AtomicaProcessor:

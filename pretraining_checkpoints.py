@@ -6,7 +6,6 @@ A checkpoint holds tensors as safetensors (`model`, `optimizer`, `ema`), everyth
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,13 +15,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from atomic_files import sync
 from pretraining_arguments import UsageError
 from pretraining_sharding import like
 
 
 STATE_FILE = "trainer_state.json"
 HASH_FILE = "sha256.json"
-FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EIO", "EFBIG")}
 
 
 # what could not be written ----------------------------------------------------------------------------------------------
@@ -88,19 +87,6 @@ def _hash(path):
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _flush(path):
-    """So that a file, or the names in a folder, also survive a loss of power."""
-    with contextlib.suppress(PermissionError):  # Windows does not open folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)  # a full network disk may say so only here
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-        finally:
-            os.close(handle)
-
-
 def number_of(folder):
     return int(folder.name.removeprefix("checkpoint-"))
 
@@ -142,13 +128,13 @@ def _write(final, temporary, tensors, state):
     files = sorted(temporary.iterdir())
     (temporary / HASH_FILE).write_text(json.dumps({file.name: _hash(file) for file in files}, indent=1), encoding="utf-8")
     for path in (*files, temporary / HASH_FILE, temporary):
-        _flush(path)
+        sync(path)
     if final.exists():  # of a run that went on from an earlier step
         aside = final.with_name(f"{final.name}.old.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(final, aside)
     os.replace(temporary, final)
-    _flush(final.parent)
+    sync(final.parent)
 
 
 def remove(folder):

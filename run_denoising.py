@@ -42,7 +42,7 @@ from denoising import (
     step_sizes,
 )
 from model_loading import best_device, load_model
-from run_interaction_scores import file_name, remove_earlier, structure_suffix
+from output_folder import file_name, remove_earlier, structure_suffix
 from script_arguments import ScriptParser
 
 

@@ -30,15 +30,15 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
-from atomic_files import replacing, write_text
+from atomic_files import replacing, sync, write_text
 from atomica_hf import ROOT, StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, REPRESENTATIONS, check_representations
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
 from embedding_map import PAGE, PICTURES, map_of_parquet
-from engines import ENGINES, run_tasks
+from engines import ENGINES, check_engine, run_tasks
 from model_loading import best_device, load_model
-from prepare_dataset import check_engine, differences, for_model, input_fingerprint, load_examples, sync, writing
+from prepare_dataset import differences, for_model, input_fingerprint, load_examples, writing
 from script_arguments import ScriptParser
 
 

@@ -9,7 +9,6 @@ A PDB or mmCIF file by itself is read as its two chains with the most contacts, 
 what else touches what; `--interfaces all` scores all of it.
 """
 
-import contextlib
 import csv
 import json
 import re
@@ -25,12 +24,12 @@ from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
 from atomica_hf import ReadReport, StructureError
-from atomica_hf.component_atomica import Origin
 from atomica_hf.interpretation_atomica import READOUTS, check_arguments
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, suffix_of
 from model_loading import best_device, load_model
+from output_folder import file_name, new_folder, remove_earlier, structure_suffix
 from prepare_dataset import for_model, is_prepared, load_examples
 from script_arguments import ScriptParser
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
@@ -70,49 +69,6 @@ def scores_of(model, example, segments=None, readout="z_interface", max_blocks_p
     batch = {key: value.to(model.device) for key, value in pad_examples([example], model_inputs(model.config)).items()}
     batch["positions"] = batch["positions"].to(model.dtype)
     return model.interaction_scores(segments, readout, max_blocks_per_batch, **batch)[0].cpu().numpy()
-
-
-def file_name(index, name):
-    """What the files of a complex are called, whatever its name holds."""
-    return f"{index:05d}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:60].strip('_') or 'complex'}"
-
-
-def structure_suffix(example):
-    """`.pdb`, or `.cif` for what does not fit into a PDB file."""
-    origins = [Origin.from_text(origin) for origin in set(example["block_origins"])]
-    in_file = [origin for origin in origins if origin.chain or origin.number is not None]
-    positions = np.asarray(example["positions"])
-    fits = (
-        len(example["atom_ids"]) < 99_999
-        and all(len(o.chain) < 2 and len(o.name) < 4 and -999 <= (o.number or 0) <= 9999 for o in in_file)
-        and all(len(name) < 5 for name in example["atom_origins"])
-        and (positions > -999).all()
-        and (positions < 9999).all()
-    )
-    return ".pdb" if fits else ".cif"
-
-
-def remove_earlier(folder, written):
-    """Removes the files that the report of an earlier run names, but for those `written` now, beside which they would stand."""
-    try:
-        earlier = set(map(str, json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return
-    for name in earlier - set(written):
-        if Path(name).name == name:  # in this folder
-            (folder / name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def new_folder(folder):
-    """Makes a folder, and takes it away again if it was not there before and stays empty."""
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        if is_new and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 def write_files(folder, name, example, scores, rows, processor, caption, top):

@@ -17,7 +17,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from scipy.spatial import cKDTree
 
 from atomica_hf.component_atomica import Origin
-from atomica_hf.molecule_atomica import _METALS, perceive_bonds
+from atomica_hf.molecule_atomica import METALS, perceive_bonds
 from atomica_hf.processing_atomica import ATOM_GLOBAL
 
 
@@ -227,7 +227,7 @@ def page(title, example, scores, rows, caption: str = "", drawings=(), top: int 
     of_atom = np.asarray(example["token_type_ids"])[blocks]
     pairs = tree.query_pairs(2.2, output_type="ndarray")
     bonded = np.isin(
-        np.arange(len(blocks)), pairs[~np.isin(numbers, list(_METALS))[pairs].any(1)]
+        np.arange(len(blocks)), pairs[~np.isin(numbers, list(METALS))[pairs].any(1)]
     )  # bonds of metals do not count
     data = {
         "xyz": f"{len(atoms)}\n\n" + "\n".join(atoms) + "\n",

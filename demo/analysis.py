@@ -31,8 +31,9 @@ from atomica_hf.molecule_atomica import parse_smiles
 from atomica_hf.pipelines_atomica import check_example
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, MOLECULE_SUFFIXES, format_of, list_inputs
 from drawing import draw_proposals
+from output_folder import file_name
 from run_embedding import batches, embed
-from run_interaction_scores import file_name, scores_of, write_files
+from run_interaction_scores import scores_of, write_files
 from search_embeddings import Nearest, prepared
 from structure_page import score_rows
 

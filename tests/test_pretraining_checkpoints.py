@@ -80,7 +80,7 @@ def half_a_file(tensors, path):
 MOMENTS = {  # name of what is replaced, where, and by what
     "in the third step": (run_pretraining.Pretraining, "make_step", 3, die),
     "while the second checkpoint's weights are written": (pretraining_checkpoints, "save_file", 5, half_a_file),
-    "before the second checkpoint is renamed": (pretraining_checkpoints, "_flush", 13, die),
+    "before the second checkpoint is renamed": (pretraining_checkpoints, "sync", 13, die),
     "while the oldest checkpoint is removed": (pretraining_checkpoints, "remove", 1, die),
     "in validation, after the last step": (run_pretraining.Pretraining, "validate", 2, die),
 }

@@ -26,7 +26,7 @@ from denoising import (
     step_sizes,
     turn_of,
 )
-from run_interaction_scores import structure_suffix
+from output_folder import structure_suffix
 
 
 LEVELS = {"translation": 1.0, "rotation": 0.25, "torsion": 0.5, "atom": 0.7}

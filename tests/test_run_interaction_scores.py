@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, run, tiny_model
 from rdkit import Chem
 
+import output_folder
 import run_interaction_scores
 import structure_page
 from atomica_hf import StructureError
@@ -195,8 +196,8 @@ def test_names_of_files_and_colours():
     assert structure_page.colors([1.0, 0.5, np.nan]) == ["#f2f2f2", "#e8503e", "#9aa5b1"]
     assert structure_page.colors([1.0, 1.0]) == ["#f2f2f2"] * 2
     assert structure_page.b_factors([1.0, 0.99, -1.0, np.nan]).tolist() == [0.0, 10.0, 999.99, 0.0]
-    assert run_interaction_scores.file_name(3, "../../etc/passwd") == "00003_etc_passwd"
-    assert run_interaction_scores.file_name(0, "***") == "00000_complex"
+    assert output_folder.file_name(3, "../../etc/passwd") == "00003_etc_passwd"
+    assert output_folder.file_name(0, "***") == "00000_complex"
     light = [((int(c, 16) / 255 + 0.055) / 1.055) ** 2.4 for c in ("e8", "50", "3e")]
     assert np.dot([0.2126, 0.7152, 0.0722], light) / 0.05 + 1 > 4.5  # contrast of a black letter on it, as WCAG has it
     with pytest.raises(ValueError, match="3 blocks for 2 atoms"):
@@ -228,8 +229,8 @@ def test_long_names_of_chains_go_into_mmcif(model_folder, processor, tmp_path, t
 )
 def test_what_a_pdb_file_would_cut_goes_into_mmcif(examples, processor, tmp_path, change):
     example = {**examples[1], **change(examples[1])}
-    assert run_interaction_scores.structure_suffix(examples[1]) == ".pdb"
-    path = tmp_path / f"x{run_interaction_scores.structure_suffix(example)}"
+    assert output_folder.structure_suffix(examples[1]) == ".pdb"
+    path = tmp_path / f"x{output_folder.structure_suffix(example)}"
     processor.to_pdb(example, path=path)
     found = [(r.name, atom.name, atom.pos.tolist()) for c in gemmi.read_structure(str(path))[0] for r in c for atom in r]
     ordinary = [i for i, atom in enumerate(example["atom_ids"]) if atom != 2]
