@@ -70,10 +70,11 @@ class AtomicaConfig(PreTrainedConfig):
         direction_softening (`float`): length below which the direction of an edge fades; 0 in published weights.
         attend_to_padding (`bool`): let attention see padding as published ATOMICA does; a vector then depends on its batch.
         unknown_as_global (`bool`): treat `<unk>` blocks and their atoms as globals in the graph, as published ATOMICA does.
-        use_atom_noise, use_torsion_noise, use_translation_noise, use_rotation_noise, use_masking (`bool`):
-            the puzzles `AtomicaForPreTraining` has a head for.
-        atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight (`float`):
-            their weights in the loss.
+        use_atom_noise, use_torsion_noise, use_translation_noise, use_rotation_noise, use_masking, use_composition (`bool`):
+            the puzzles `AtomicaForPreTraining` has a head for; the last one, which ATOMICA has not, tells from the vector of
+            the complex what share of its blocks each token has.
+        atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight,
+            composition_loss_weight (`float`): their weights in the loss.
         pooling (`str`): what `AtomicaForSequenceClassification` reads: `"graph"`, the vector of the complex; or `"block_sum"`,
             the sum of the outputs of its blocks (global ones only with global message passing).
         classifier_hidden_sizes (`list[int]`, *optional*): hidden layers of the heads that classify and regress; by default
@@ -132,11 +133,13 @@ class AtomicaConfig(PreTrainedConfig):
     use_translation_noise: bool = True
     use_rotation_noise: bool = True
     use_masking: bool = True
+    use_composition: bool = False
     atom_loss_weight: float = 1.0
     torsion_loss_weight: float = 1.0
     translation_loss_weight: float = 1.0
     rotation_loss_weight: float = 0.1
     mask_loss_weight: float = 1.0
+    composition_loss_weight: float = 1.0
 
     pooling: str = "graph"
     classifier_hidden_sizes: list[int] | None = None

@@ -139,6 +139,8 @@ class AtomicaForPreTrainingOutput(ModelOutput):
         translation_prediction (`torch.FloatTensor` of shape `(batch, 3)`): times sigma, estimates minus the drawn direction z.
         rotation_prediction (`torch.FloatTensor` of shape `(batch, 3)`): score of the rotation vector.
         prediction_logits (`torch.FloatTensor` of shape `(batch, num_blocks, vocab_size - 4)`): class = token id - 4.
+        composition_logits (`torch.FloatTensor` of shape `(batch, vocab_size - 4)`): their softmax estimates the share that each
+            token has of the blocks of the complex, hidden ones too.
         last_hidden_state, pooler_output, atom_hidden_state: as in `AtomicaModelOutput`.
     """
 
@@ -148,12 +150,15 @@ class AtomicaForPreTrainingOutput(ModelOutput):
     translation_loss: torch.FloatTensor | None = None
     rotation_loss: torch.FloatTensor | None = None
     mask_loss: torch.FloatTensor | None = None
+    composition_loss: torch.FloatTensor | None = None
     atom_baseline: torch.FloatTensor | None = None
     torsion_baseline: torch.FloatTensor | None = None
     translation_baseline: torch.FloatTensor | None = None
     rotation_baseline: torch.FloatTensor | None = None
     mask_baseline: torch.FloatTensor | None = None
+    composition_baseline: torch.FloatTensor | None = None
     prediction_logits: torch.FloatTensor | None = None
+    composition_logits: torch.FloatTensor | None = None
     atom_prediction: torch.FloatTensor | None = None
     torsion_prediction: torch.FloatTensor | None = None
     translation_prediction: torch.FloatTensor | None = None
@@ -966,6 +971,15 @@ class AtomicaTorsionHead(nn.Module):
         return scores.new_zeros(torsion_index.shape[:2].numel()).index_copy(0, slots, scores).view(torsion_index.shape[:2])
 
 
+def composition(input_ids, labels, vocab_size):
+    """Share of the blocks of each complex that each token has, hidden blocks by their labels: `(batch, vocab_size - 4)`, zeros
+    for a complex without a block that can be named."""
+    tokens = input_ids if labels is None else torch.where(labels >= 0, labels, input_ids)
+    counts = torch.zeros(len(tokens), vocab_size, device=tokens.device).scatter_add_(1, tokens, torch.ones_like(tokens).float())
+    counts = counts[:, NUM_SPECIAL_BLOCKS:]
+    return counts / counts.sum(1, keepdim=True).clamp_min(1)
+
+
 class AtomicaForPreTraining(AtomicaPreTrainedModel):
     """Atomica with the heads that repair a perturbed complex; `config.use_*` says which."""
 
@@ -980,6 +994,8 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             self.torsion_head = AtomicaTorsionHead(config)
         if config.use_masking:
             self.mask_head = mask_head(config)
+        if config.use_composition:
+            self.composition_head = nn.Linear(config.hidden_size, config.vocab_size - NUM_SPECIAL_BLOCKS)
         self.post_init()
 
     def forward(
@@ -1090,8 +1106,18 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
                     out["prediction_logits"],
                     lambda p: label_loss(p.flatten(0, 1), classes, "single_label_classification"),
                 )
+        if config.use_composition:
+            out["composition_logits"] = self.composition_head(h_graph)
+            share = composition(input_ids, labels, config.vocab_size)
+            inside = share.sum(1) > 0
+            if losses or labels is not None:
+                add_loss(
+                    "composition",
+                    out["composition_logits"],
+                    lambda p: masked_mean(F.cross_entropy(p, share.to(p.dtype), reduction="none"), inside),
+                )
         if losses:
-            if not (config.use_translation_noise or config.use_rotation_noise):
+            if not (config.use_translation_noise or config.use_rotation_noise or config.use_composition):
                 losses.append(0.0 * h_graph.sum())  # distributed training wants every parameter in the graph
             out["loss"] = sum(losses)
         return finish(AtomicaForPreTrainingOutput(**out), return_dict)

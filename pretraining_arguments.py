@@ -42,6 +42,9 @@ class ModelArguments:
     )
     rotation_loss_weight: float | None = HfArg(default=None, aliases=["--rotation_weight"], help="Of the rotation loss (0.1).")
     mask_loss_weight: float | None = HfArg(default=None, aliases=["--mask_weight"], help="Of the masked-block loss (1).")
+    composition_loss_weight: float | None = HfArg(
+        default=None, help="Of telling from the vector of the whole which blocks it has; without it, no such head."
+    )
     gradient_checkpointing: bool = HfArg(default=False, help="Trade time for memory.")
     dtype: str = HfArg(
         default="float32", metadata={"choices": ["float32", "float64"]}, help="Of the weights; float64 to compare runs exactly."

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
+from atomica_hf.modeling_atomica import composition
 
 
-LOSSES = ("atom", "torsion", "translation", "rotation", "mask")
+LOSSES = ("atom", "torsion", "translation", "rotation", "mask", "composition")
 OBJECTIVES = ("contrastive", "distillation")
 TOP = (1, 5)
 
@@ -20,6 +21,7 @@ def losses_of(config):
     used = {
         "atom": config.use_atom_noise, "torsion": config.use_torsion_noise, "translation": config.use_translation_noise,
         "rotation": config.use_rotation_noise, "mask": config.use_masking,
+        "composition": config.use_composition,
     }  # fmt: skip
     return tuple(name for name in LOSSES if used[name])
 
@@ -32,6 +34,9 @@ def puzzle_weights(inputs, names):
     for name in names:
         if name == "mask":
             weights[name] = (inputs["labels"] >= 0).sum(1)
+        elif name == "composition":
+            hidden = inputs["labels"] >= 0 if "labels" in inputs else False
+            weights[name] = ((inputs["input_ids"] >= NUM_SPECIAL_BLOCKS) | hidden).any(1)
         elif name == "torsion":
             weights[name] = (inputs["torsion_index"][..., 0] >= 0).any(1)
         else:
@@ -92,6 +97,13 @@ class ComplexLosses:
         classes = torch.where(inputs["labels"] >= 0, inputs["labels"] - NUM_SPECIAL_BLOCKS, -100)
         return F.cross_entropy(_wide(output.prediction_logits).transpose(1, 2), classes, reduction="none").sum(1)
 
+    def _composition(self, output, inputs):
+        logits = _wide(output.composition_logits)
+        return F.cross_entropy(logits, self._shares(inputs, logits), reduction="none")
+
+    def _shares(self, inputs, logits):
+        return composition(inputs["input_ids"], inputs.get("labels"), logits.shape[1] + NUM_SPECIAL_BLOCKS).to(logits.dtype)
+
     @torch.no_grad()
     def measures(self, output, inputs, losses):
         """Losses, baselines, and errors in units that mean something: name -> (`(batch,)` sums, `(batch,)` weights).
@@ -109,6 +121,10 @@ class ComplexLosses:
             )
             if name == "mask":
                 self._add_mask(add, output, inputs)
+                continue
+            if name == "composition":
+                logits = _wide(output.composition_logits)
+                add("baseline", -(self._shares(inputs, logits) * self.log_frequencies.to(logits)).sum(1))
                 continue
             add("baseline", getattr(self, f"_{name}")(output, inputs, scale=0.0))
             if name in ("atom", "translation"):

@@ -33,6 +33,8 @@ def measure_names(losses):
         kinds = ["loss", "baseline", "error", "error_baseline"]
         if name == "mask":
             kinds = ["loss", "baseline", *(f"top{top}{end}" for top in TOP for end in ("", "_baseline"))]
+        if name == "composition":
+            kinds = ["loss", "baseline"]
         names += [f"{name}_{kind}" for kind in kinds]
     return names
 
@@ -145,7 +147,7 @@ def measured(means):
         if name == "mask":
             found += [("masked blocks: perplexity", "", "perplexity", "perplexity_baseline")]
             found += [(f"masked blocks: among the first {top}", "share", f"top{top}", f"top{top}_baseline") for top in TOP]
-        else:
+        elif name in UNITS:
             what = "angle to the axis of rotation" if name == "rotation" else f"{name} error"
             found += [(what, UNITS[name], "error", "error_baseline")]
         rows += [(what, unit, means[f"{name}_{a}"], means[f"{name}_{b}"]) for what, unit, a, b in found]

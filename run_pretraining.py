@@ -96,6 +96,8 @@ def load_model(arguments, task, processor):
 
     sizes = given(("hidden_size", "atom_hidden_size", "edge_size", "num_hidden_layers", "num_neighbors"))
     changes = {**given(("hidden_dropout_prob", *(f"{name}_loss_weight" for name in LOSSES))), **task_flags(task)}
+    if arguments.composition_loss_weight:
+        changes["use_composition"] = True
     vocab_size = len(processor.tokenizer)
     if arguments.model_name_or_path is None:
         if "atom_hidden_size" in sizes:
