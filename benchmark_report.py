@@ -5,6 +5,7 @@ import numpy as np
 
 from atomic_files import save_figure
 from metrics_atomica import LOWER_IS_BETTER
+from model_card import markdown_table
 from splitting import SETS
 
 
@@ -34,10 +35,6 @@ def _arrow(metric):
     return f"{metric} {'↓' if metric in LOWER_IS_BETTER else '↑'}"
 
 
-def _markdown(header, lines):
-    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(line)} |" for line in lines)])
-
-
 def _main_table(summaries, names, most):
     best = [_best(summary) for summary in summaries]
     lines = []
@@ -49,7 +46,7 @@ def _main_table(summaries, names, most):
             text += f" ({len(entry.seeds)} seeds)" if entry is not None and len(entry.seeds) < most else ""
             cells.append(f"**{text}**" if name == winner and text else text)
         lines.append([name, *cells])
-    return _markdown(["model", *(f"{s.task.heading}, {_arrow(s.task.metric)}" for s in summaries)], lines)
+    return markdown_table(["model", *(f"{s.task.heading}, {_arrow(s.task.metric)}" for s in summaries)], lines)
 
 
 def _in_brackets(pair):
@@ -79,7 +76,7 @@ def _task_section(summary, reference, leaks, data):
         cells += [f"{entry.ratio:.2f}" if entry.ratio is not None else ""] * show_ratio
         table.append(cells)
     notes = [*data.notes, *leaks, *summary.notes]
-    return "\n".join([*lines, _markdown(header, table), "", *(f"- {note}" for note in notes), ""])
+    return "\n".join([*lines, markdown_table(header, table), "", *(f"- {note}" for note in notes), ""])
 
 
 def scoreboard(arguments, summaries, rows, reference, leaks, data, failures, corpus, used, left_over):

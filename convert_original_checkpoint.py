@@ -625,6 +625,8 @@ def other_behaviour(config) -> list[str]:
         differences.append("unknown_as_global=False: ATOMICA will treat <unk> blocks as global ones")
     if config.direction_softening:
         differences.append(f"direction_softening={config.direction_softening}: ATOMICA has none")
+    if config.use_composition:
+        differences.append("use_composition=True: ATOMICA has no such head, which is left out")
     return differences
 
 

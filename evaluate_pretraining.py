@@ -22,6 +22,7 @@ from atomic_files import write_text
 from atomica_hf import AtomicaForPreTraining, AtomicaPreTrainingCollator, StructureError
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.data_collator_atomica import task_flags
+from model_card import markdown_table
 from model_loading import best_device, load_model
 from prepare_dataset import for_model, load_prepared
 from pretraining_arguments import PuzzleArguments
@@ -138,11 +139,6 @@ def summarise(found, num_bootstrap, seed):
 # the report -------------------------------------------------------------------------------------------------------------
 
 
-def markdown(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _percent(value):
     return "" if value is None else f"{100 * value:.1f} %"
 
@@ -160,7 +156,7 @@ def report(results, arguments, puzzle, command):
              f"{means['mask_loss']:.2f} / {means['mask_baseline']:.2f}", _ratio(means, "mask")]
             for name, means in hidden.items()
         ]  # fmt: skip
-        text += ["## Hidden blocks", "", markdown(header, rows), ""]
+        text += ["## Hidden blocks", "", markdown_table(header, rows), ""]
     rows = [
         [name, loss, *_beside_nothing(means, loss)]
         for name, means in results.items()
@@ -169,7 +165,7 @@ def report(results, arguments, puzzle, command):
     ]
     if rows:
         header = ["set", "what", "loss: model / predict nothing", "ratio [95 %]", "error: model / predict nothing"]
-        text += ["## Denoising", "", markdown(header, rows), ""]
+        text += ["## Denoising", "", markdown_table(header, rows), ""]
     puzzles = ", ".join(f"{key} {value}" for key, value in asdict(puzzle).items())
     text += [
         f"Puzzles: {puzzles}; {arguments.repeats} of each example, seed {arguments.seed}. Intervals: {arguments.num_bootstrap} "

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from atomic_files import save_figure, write_table, write_text
 from baselines import BASELINES, mean_prediction, predict_baseline
 from metrics_atomica import CLASSES, MULTI_LABEL, PRIMARY, REGRESSION, full_report
-from model_card import front_matter
+from model_card import front_matter, markdown_table
 from splitting import SETS
 
 
@@ -215,11 +215,9 @@ def result_table(results, part):
     first = next(iter(results.values()))[part]
     names = list(first["metrics"])
     tasks = f", {first['num_tasks']} of {first['all_tasks']} tasks with both classes" if first["all_tasks"] > 1 else ""
-    lines = [f"On the {part} set ({first['num_examples']} labelled{tasks}):", "", f"| model | {' | '.join(names)} |"]
-    lines.append("|---" * (len(names) + 1) + "|")
-    for name, report in results.items():
-        lines.append(f"| {name} | {' | '.join(_entry(report[part]['metrics'][metric]) for metric in names)} |")
-    return "\n".join(lines)
+    rows = [[name, *(_entry(report[part]["metrics"][metric]) for metric in names)] for name, report in results.items()]
+    heading = f"On the {part} set ({first['num_examples']} labelled{tasks}):"
+    return "\n".join([heading, "", markdown_table(["model", *names], rows)])
 
 
 def model_card(options, task, results, pictures, num_parameters):

@@ -1,5 +1,5 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
-"""The head of every model card that the scripts write, as the Hub reads it."""
+"""Markdown that several scripts write: the head of model cards, as the Hub reads it, and tables."""
 
 import re
 from pathlib import Path
@@ -28,3 +28,8 @@ def front_matter(tags=(), base_model=None, metrics=()):
         metrics=list(metrics) or None,
     )
     return f"---\n{data.to_yaml().strip()}\n---\n"
+
+
+def markdown_table(header, rows):
+    """Lines of text cells under a header."""
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in rows)])

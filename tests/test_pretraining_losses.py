@@ -38,9 +38,12 @@ def made(model, examples, task, log_frequencies=None):
     return losses, model(**inputs), inputs
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_sums_over_complexes_are_the_losses_and_gradients_of_the_model(task, examples):
-    model = tiny_model(**task_flags(task))
+WITH_COMPOSITION = [(task, {"use_composition": True}) for task in ("pretrain_torsion_masking", "pretrain_torsion", "masking")]
+
+
+@pytest.mark.parametrize("task, more", [*((task, {}) for task in TASKS), *WITH_COMPOSITION])
+def test_sums_over_complexes_are_the_losses_and_gradients_of_the_model(task, more, examples):
+    model = tiny_model(**task_flags(task), **more)
     weights = {name: getattr(model.config, f"{name}_loss_weight") for name in losses_of(model.config)}
 
     def grads():
@@ -62,7 +65,7 @@ def test_sums_over_complexes_are_the_losses_and_gradients_of_the_model(task, exa
             assert torch.allclose(gradient, expected[name], rtol=1e-8, atol=1e-10), name
         measures = losses.measures(output, inputs, values)
         for name in losses.names:
-            if name != "mask":
+            if name not in ("mask", "composition"):  # their guesser knows how frequent blocks are
                 total, weight = measures[f"{name}_baseline"]
                 assert torch.allclose(total.sum() / weight.sum().clamp_min(1), output[f"{name}_baseline"], rtol=1e-10)
 
@@ -139,6 +142,23 @@ def test_top_k_and_perplexity_beside_the_most_frequent(examples):
     assert np.isclose(means["loss"], 2 * float(output.mask_loss.detach()))
     assert np.isclose(means["mask_perplexity"], math.exp(float(output.mask_loss.detach())))
     assert np.isclose(means["mask_top5"], float((ranks < 5).double().mean()))
+
+
+def test_the_composition_is_of_all_blocks_hidden_ones_too(examples):
+    model = tiny_model(**task_flags("masking"), use_composition=True)
+    classes = model.config.vocab_size - NUM_SPECIAL_BLOCKS
+    log_frequencies = torch.log_softmax(torch.linspace(2, -2, classes, dtype=torch.float64), 0)
+    losses, output, inputs = made(model, examples, "masking", log_frequencies)
+    found = losses.measures(output, inputs, losses.losses(output, inputs))
+    assert set(found) == set(measure_names(losses.names))
+    for row, example in enumerate(examples):
+        named = np.asarray([token for token in example["input_ids"] if token >= NUM_SPECIAL_BLOCKS]) - NUM_SPECIAL_BLOCKS
+        guess = output.composition_logits[row].log_softmax(0)
+        assert torch.isclose(found["composition_loss"][0][row], -guess[named].mean())
+        assert torch.isclose(found["composition_baseline"][0][row], -log_frequencies[named].mean())
+    output.composition_loss.backward()
+    assert model.atomica.pooler.dense.weight.grad.abs().sum() > 0
+    assert "composition_loss" not in tiny_model(**task_flags("masking"))(**inputs)
 
 
 def test_a_meter_tells_modalities_apart_and_can_be_saved(examples):
