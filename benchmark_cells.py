@@ -34,8 +34,9 @@ from metrics_atomica import CLASSES, PRIMARY, REGRESSION
 from splitting import SETS
 
 
-CHECKPOINT_STRATEGIES = run_finetune.STRATEGIES
 SCRATCH = "scratch"  # a model without weights, and the strategy of that name
+RANDOM_PROBE = "random_linear_probe"  # on vectors of the configuration of a model, with random weights
+CHECKPOINT_STRATEGIES = (*run_finetune.STRATEGIES, RANDOM_PROBE)
 BASELINE = "baseline"
 RESULT_FILE, LOG_FILE, PREDICTIONS_FILE = "result.json", "log.txt", "predictions.csv"
 KEPT_FILES = (RESULT_FILE, LOG_FILE, PREDICTIONS_FILE, "metrics.json", "split.json", "learning_curve.png")
@@ -172,7 +173,7 @@ def options_for(given, task, row, names):
         names (`set[str]`): of tasks and strategies, whose values are options too.
     """
     merged = {name: value for name, value in given.items() if name not in names}
-    for section in (row.strategy, task.name):
+    for section in (*(["linear_probe"] if row.strategy == RANDOM_PROBE else []), row.strategy, task.name):
         part = given.get(section, {})
         usage(not isinstance(part, dict), f"--finetune_options: {section} is {part!r}, expected an object with options.")
         merged |= part
@@ -197,8 +198,8 @@ def own_options(task, data, row, seed, cache_dir):
         options["split"] = task.split
     if task.split != "column":
         options |= {"split_fractions": list(task.split_fractions), "split_seed": seed if task.resplit else 0}
-    if row.strategy == SCRATCH or row.model == BASELINE:
-        options["strategy"] = SCRATCH
+    if row.strategy in (SCRATCH, RANDOM_PROBE) or row.model == BASELINE:
+        options["strategy"] = "linear_probe" if row.strategy == RANDOM_PROBE else SCRATCH
         if row.path:
             options |= {"config_name": row.path, "processor_name_or_path": row.path}
     else:

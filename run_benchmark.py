@@ -22,6 +22,7 @@ from atomica_hf import StructureError
 from benchmark_cells import (
     BASELINE,
     CHECKPOINT_STRATEGIES,
+    RANDOM_PROBE,
     RESULT_FILE,
     SCRATCH,
     make_all,
@@ -53,7 +54,8 @@ class BenchmarkArguments:
     strategies: list[str] = HfArg(
         default_factory=lambda: ["finetune"],
         metadata={"choices": list(CHECKPOINT_STRATEGIES)},
-        help="What is done with each checkpoint. scratch trains its configuration without its weights.",
+        help="What is done with each checkpoint. scratch trains its configuration without its weights; random_linear_probe is "
+        "the linear probe on vectors of random weights, others for each seed.",
     )
     seeds: int = HfArg(default=3, help="How many seeds; each trains everything once.")
     first_seed: int = HfArg(default=0, help="The first of the seeds.")
@@ -89,7 +91,7 @@ def choose_reference(given, rows):
     names = [row.name for row in rows]
     usage(given is not None and given not in names, f"--reference {given!r} is no row; there are {'; '.join(names)}.")
     models = [row.name for row in rows if row.model != BASELINE]
-    scratch = [row.name for row in rows if row.strategy == SCRATCH]
+    scratch = [row.name for row in rows if row.strategy in (SCRATCH, RANDOM_PROBE)]
     return given or [*scratch, *models, *names][0]
 
 

@@ -107,16 +107,16 @@ class ModelArguments:
     processor_name_or_path: str | None = HfArg(
         default=None, help="Processor and tokenizer; by default those of the model, or of this repository."
     )
-    config_name: str | None = HfArg(default=None, help="For --strategy scratch: configuration of the new model.")
+    config_name: str | None = HfArg(default=None, help="Without a pretrained model: configuration of the new one.")
     config_overrides: str | None = HfArg(
-        default=None, help="For --strategy scratch: changes of the configuration, such as hidden_size=16,num_hidden_layers=2."
+        default=None, help="Without a pretrained model: changes of the configuration, such as hidden_size=16,edge_size=16."
     )
     strategy: str | None = HfArg(
         default=None,
         metadata={"choices": list(STRATEGIES)},
         help="finetune: train everything. freeze: the head only. gradual: the head, then layer by layer from the top. "
-        "linear_probe, random_forest: scikit-learn on vectors. scratch: without pretrained weights. By default finetune, or "
-        "scratch without a model.",
+        "linear_probe, random_forest: scikit-learn on vectors, without a model on those of random weights. scratch: train "
+        "everything from random weights. By default finetune, or scratch without a model.",
     )
     unfreeze_every: int = HfArg(default=1, help="For --strategy gradual: epochs between two layers.")
     reset_head: bool = HfArg(default=False, help="Replace the head of a fine-tuned checkpoint by a new one.")
@@ -296,12 +296,12 @@ def check_options(options):
     is_folder = data.predictions_file is not None and Path(data.predictions_file).is_dir()
     refuse(is_folder, f"--predictions_file {data.predictions_file} is a folder, expected a file.")
     refuse(Path(training.output_dir).is_file(), f"--output_dir {training.output_dir} is a file, expected a folder.")
-    needs_model = model.strategy != "scratch" and model.model_name_or_path is None
+    needs_model = model.strategy not in ("scratch", *PROBES) and model.model_name_or_path is None
     refuse(needs_model, f"--strategy {model.strategy} needs --model_name_or_path.")
     trained_before = model.strategy == "scratch" and model.model_name_or_path is not None
     refuse(trained_before, "--strategy scratch takes no --model_name_or_path: use --config_name for a configuration.")
-    changed = model.strategy != "scratch" and (model.config_name or model.config_overrides)
-    refuse(changed, "--config_name and --config_overrides are for --strategy scratch.")
+    changed = model.model_name_or_path is not None and (model.config_name or model.config_overrides)
+    refuse(changed, "--config_name and --config_overrides are for models without --model_name_or_path.")
     refuse(model.pooling is not None and model.strategy not in PROBES, f"--pooling is for {' and '.join(PROBES)}.")
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")
@@ -1068,12 +1068,18 @@ def predict_probe(folder, record, encoded):
 
 
 def run_probe(options, task, record, folder):
-    """Vectors once, then scikit-learn. Saves encoder, processor, and the vectors of the training set with their labels.
+    """Vectors once, of the pretrained model or else of random weights, then scikit-learn. Saves encoder, processor, and the
+    vectors of the training set with their labels.
 
     Returns:
         Predictions by row.
     """
-    model, processor = load_encoder(options.model.model_name_or_path)
+    if options.model.model_name_or_path:
+        model, processor = load_encoder(options.model.model_name_or_path)
+    else:
+        processor = load_processor(options)
+        set_seed(options.training.seed)
+        model = AtomicaModel(new_config(options.model, len(processor.tokenizer), task.labels)).eval()
     check_model(task.encoded, model.config, task.source.path)
     rows, vectors = vectors_of(model, task.encoded, record["pooling"], options.shows_progress)
     where = {row: i for i, row in enumerate(rows)}

@@ -1,7 +1,8 @@
-"""Makes examples/pairs.csv from examples/molecules.csv, and from a tokenizer's folder (`train_tokenizer.py`) the files at the
-root with which the clone itself opens: vocab.json, tokenizer_config.json, processor_config.json and config.json.
+"""Makes examples/pairs.csv from examples/molecules.csv, and the files with which the clone itself opens from the folder of a
+pretrained model (`run_pretraining.py`) or of a tokenizer (`train_tokenizer.py`): vocab.json, tokenizer_config.json,
+processor_config.json, config.json and, of a model, model.safetensors.
 
-    python examples/make_repository_files.py my-tokenizer
+    python examples/make_repository_files.py my-atomica
 """
 
 import csv
@@ -17,10 +18,11 @@ from rdkit import Chem
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer  # noqa: E402
+from atomica_hf import AtomicaConfig, AtomicaForPreTraining, AtomicaProcessor, AtomicaTokenizer  # noqa: E402
 
 
 NUM_PAIRS, LARGEST = 60, 16  # pairs, heavy atoms of a partner
+WEIGHTS = "model.safetensors"
 
 
 def make_pairs(rows, path):
@@ -40,11 +42,19 @@ def main():
     with open(ROOT / "examples" / "molecules.csv", newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     make_pairs(rows, ROOT / "examples" / "pairs.csv")
-    tokenizer = AtomicaTokenizer(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT) / "vocab.json")
+    source = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT)
+    tokenizer = AtomicaTokenizer(source / "vocab.json")
     with tempfile.TemporaryDirectory() as folder:
         AtomicaProcessor(tokenizer).save_pretrained(folder)
-        AtomicaConfig(vocab_size=len(tokenizer), architectures=["AtomicaForPreTraining"]).save_pretrained(folder)
-        for name in ("vocab.json", "tokenizer_config.json", "processor_config.json", "config.json"):
+        files = ["vocab.json", "tokenizer_config.json", "processor_config.json", "config.json"]
+        if (source / WEIGHTS).exists():
+            model = AtomicaForPreTraining.from_pretrained(source)
+            assert model.config.vocab_size == len(tokenizer)
+            model.save_pretrained(folder)
+            files.append(WEIGHTS)
+        else:
+            AtomicaConfig(vocab_size=len(tokenizer), architectures=["AtomicaForPreTraining"]).save_pretrained(folder)
+        for name in files:
             shutil.copyfile(Path(folder) / name, ROOT / name)
     print(f"{len(tokenizer)} tokens, {NUM_PAIRS} pairs.")
 

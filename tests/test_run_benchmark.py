@@ -116,6 +116,28 @@ def made(monkeypatch):
     return names
 
 
+def test_random_weights_are_the_control_of_a_probe(words, tmp_path):
+    """Of the same configuration, others for each seed; the reference of the table, with the options of linear probes."""
+    changed = [str(word) for word in words]
+    changed[changed.index("share") : changed.index("--models")] = ["share"]
+    changed.remove("scratch")
+    changed[changed.index("finetune")] = "random_linear_probe"
+    options = json.loads(changed[-1])
+    changed[-1] = json.dumps({**options, "linear_probe": {"pooling": "mean_std_global"}})
+    assert benchmark(changed, tmp_path / "o", "--no_baselines") == 0
+    table = {row["row"]: row for row in read_csv(tmp_path / "o" / "scoreboard.csv")}
+    assert list(table) == ["tiny, random_linear_probe", "tiny, linear_probe"]
+    cells = tmp_path / "o" / "cells" / "share" / "tiny"
+    values = {}
+    for strategy in ("random_linear_probe", "linear_probe"):
+        results = [json.loads((cells / strategy / f"seed-{seed}" / "result.json").read_text()) for seed in (0, 1)]
+        values[strategy] = [read_csv(cells / strategy / f"seed-{seed}" / "predictions.csv")[0] for seed in (0, 1)]
+        assert all("mean_std_global" in json.dumps(result) for result in results)
+    assert values["random_linear_probe"][0] != values["random_linear_probe"][1]
+    assert values["linear_probe"][0] == values["linear_probe"][1]  # weights do not depend on the seed, nor does the probe
+    assert "minus that of tiny, random_linear_probe" in (tmp_path / "o" / "scoreboard.md").read_text(encoding="utf-8")
+
+
 def test_the_scoreboard_is_the_mean_of_the_cells(board):
     table = {row["row"]: row for row in read_csv(board / "scoreboard.csv")}
     assert list(table) == [

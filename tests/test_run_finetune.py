@@ -231,6 +231,20 @@ def test_a_linear_probe_is_scikit_learn_on_exported_vectors(column, pretrained, 
     assert np.allclose([float(row[name]) for row in again[:-1]], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_probe_without_a_model_is_one_on_random_weights_of_the_seed(data, cache, tmp_path):
+    options = ("--label_columns", "share", "--strategy", "linear_probe", "--split_column", "set", "--config_overrides", TINY)
+    found = {}
+    for name, seed in (("a", 3), ("again", 3), ("b", 4)):
+        _, rows = finetune(tmp_path / name, data, cache, *options, "--seed", seed)
+        found[name] = [row["share_predicted"] for row in rows]
+    assert found["a"] == found["again"] != found["b"]
+    predictions = tmp_path / "p.csv"
+    words = ("--do_predict", "--model_name_or_path", tmp_path / "a", "--predict_file", data, "--predictions_file", predictions)
+    run_finetune.main([str(word) for word in (*words, "--output_dir", tmp_path, "--cache_dir", cache)])
+    again = [row["share_predicted"] for row in read_csv(predictions)]
+    assert [float(text) for text in again[:-1]] == pytest.approx([float(text) for text in found["a"][:-1]], rel=1e-4)
+
+
 def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_path):
     options = ("--label_columns", "a", "b", "--split_column", "set", "--config_overrides", TINY, "--num_seeds", 2)
     numbers, rows = finetune(tmp_path / "m", data, cache, *options, "--class_weights", "balanced")
