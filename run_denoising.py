@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, save_figure, write_table, write_text
-from atomica_hf import AtomicaForPreTraining, ReadReport, StructureError, read_structures
+from atomica_hf import ROOT, AtomicaForPreTraining, ReadReport, StructureError, read_structures
 from atomica_hf.pipelines_atomica import check_example
 from denoising import (
     KINDS,
@@ -48,9 +48,11 @@ from script_arguments import ScriptParser
 
 @dataclass
 class DenoisingArguments:
-    model_name_or_path: str = HfArg(help="Folder or hub id of a pretrained Atomica model.")
     input_file: str = HfArg(help="What to repair: .sdf .pdb .cif .smi .csv, or a folder of structures.")
     output_dir: str = HfArg(help="Folder for the report, the pictures and the trajectories.")
+    model_name_or_path: str = HfArg(
+        default=str(ROOT), help="Folder or hub id of a pretrained Atomica model; by default this repository."
+    )
     side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
     side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
     ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")

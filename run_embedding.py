@@ -48,9 +48,9 @@ LEVELS = {"complex": "h_graph", "block": "h_block", "atom": "h_atom"}  # with wh
 
 @dataclass
 class EmbeddingArguments:
-    model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model.")
     input_file: str = HfArg(help="What to embed: .smi .csv .sdf .pdb .cif, an index CSV, a folder, or a prepared dataset.")
     output_file: str = HfArg(help="Parquet file to write.")
+    model_name_or_path: str = HfArg(default=str(ROOT), help="Folder or hub id of an Atomica model; by default this repository.")
     map: str | None = HfArg(
         default=None, help="Also draw the vectors into this .png, .svg, .pdf or .html file; see embedding_map.py for more."
     )

@@ -16,7 +16,7 @@ from transformers import pipeline
 from transformers.hf_argparser import HfArg
 
 from atomic_files import write_table, write_text
-from atomica_hf import AtomicaForMaskedLM, ReadReport, StructureError
+from atomica_hf import ROOT, AtomicaForMaskedLM, ReadReport, StructureError
 from drawing import draw_proposals
 from model_loading import best_device, load_model
 from script_arguments import ScriptParser
@@ -24,9 +24,11 @@ from script_arguments import ScriptParser
 
 @dataclass
 class FillMaskArguments:
-    model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model that was pretrained with masking.")
     inputs: list[str] = HfArg(help="SMILES and files: .pdb .cif .sdf .mol2 .xyz .smi .csv.")
     output_file: str = HfArg(help="CSV to write; beside it a report in JSON.")
+    model_name_or_path: str = HfArg(
+        default=str(ROOT), help="Folder or hub id of a model that was pretrained with masking; by default this repository."
+    )
     drawing: str | None = HfArg(default=None, help="Picture of the proposals, .svg or .png.")
     blocks: list[str] = HfArg(
         default_factory=lambda: ["all"], help="What to hide: 'all', indices of blocks, or origins such as A:TYR:42."

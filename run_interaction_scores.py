@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
-from atomica_hf import ReadReport, StructureError
+from atomica_hf import ROOT, ReadReport, StructureError
 from atomica_hf.interpretation_atomica import READOUTS, check_arguments
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
@@ -40,9 +40,9 @@ LARGEST_DRAWING = 150  # atoms of a molecule
 
 @dataclass
 class InteractionArguments:
-    model_name_or_path: str = HfArg(help="Folder or hub id of an Atomica model.")
     input_file: str = HfArg(help="What to look at: .smi .csv .sdf .pdb .cif, an index CSV, a folder, or a prepared dataset.")
     output_dir: str = HfArg(help="Folder for scores.csv, report.json, and the files of each complex.")
+    model_name_or_path: str = HfArg(default=str(ROOT), help="Folder or hub id of an Atomica model; by default this repository.")
     interfaces: str | None = HfArg(default=None, help="'all' for every interface of PDB and mmCIF files.")
     side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
     side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")

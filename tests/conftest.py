@@ -58,6 +58,15 @@ def processor():
     return AtomicaProcessor.from_pretrained(ROOT)
 
 
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, processor):
+    """A model of a few channels, saved with its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(dtype=torch.float32).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def examples(processor):
     """A molecule, pairs, single atoms and a complex of three, as `AtomicaProcessor.encode` makes them."""

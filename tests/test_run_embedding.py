@@ -15,14 +15,6 @@ from atomica_hf import StructureError
 from prepare_dataset import prepare
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, processor):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(dtype=torch.float32).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
 def table(tmp_path):
     path = tmp_path / "m.csv"

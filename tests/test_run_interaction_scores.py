@@ -5,8 +5,7 @@ import re
 import gemmi
 import numpy as np
 import pytest
-import torch
-from conftest import ROOT, run, tiny_model
+from conftest import ROOT, run
 from rdkit import Chem
 
 import output_folder
@@ -17,14 +16,6 @@ from prepare_dataset import load_examples
 
 
 EVIL = "<script>alert(1)</script> & <b>x</b>"
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory, processor):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(dtype=torch.float32).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
