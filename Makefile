@@ -1,6 +1,6 @@
 # make demo    pretrain on the shipped molecules, open the result in a new process, embed, draw (sets up .venv itself)
 # make solubility   pretraining, fine-tuning, probes and simple models compared on one property
-# make page    a page in the browser: paste a SMILES or upload a structure (no weights are shipped: random ones, and it says so)
+# make page    a page in the browser: paste a SMILES or upload a structure
 # make test    the tests (sets up .venv itself)
 # make check   what CI runs: style, then the tests
 # make slow    the tests marked slow
@@ -22,7 +22,7 @@ solubility: .venv/.ready
 
 page: .venv/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r demo/requirements.txt -c constraints.txt
-	$(BIN)/python demo/app.py --allow_random_weights
+	$(BIN)/python demo/app.py
 
 test: .venv/.ready-tests
 	$(BIN)/python -m pytest -q -m "not slow and not forks"

@@ -679,7 +679,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
     """Encoder of molecules and complexes: atoms, blocks and whole complexes to vectors."""
 
     _keys_to_ignore_on_load_unexpected = [
-        r"^(atom_noise|rigid|torsion|mask)_head\.",
+        r"^(atom_noise|rigid|torsion|mask|composition)_head\.",
         r"^(classifier|complex_atomica|side_projection|complex_projection)\.",
     ]
 

@@ -2,7 +2,7 @@
 """A page on which Atomica looks at a molecule or complex: scores of its blocks, proposals for hidden ones, neighbours.
 
 python demo/app.py --model_name_or_path my-atomica
-python demo/app.py --allow_random_weights --port 7861
+python demo/app.py --port 7861
 
 Every option can be given by an environment variable too, as a Space needs it: ATOMICA_MODEL_NAME_OR_PATH, ATOMICA_SECONDS, ...
 """

@@ -1,7 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """A picture of the page, taken in a headless browser that may talk to the page's own machine only.
 
-python demo/app.py --allow_random_weights --port 7861
+python demo/app.py --port 7861
 python demo/screenshot.py --url http://127.0.0.1:7861 --smiles "CC(=O)Oc1ccccc1C(=O)O" --output_file docs/demo_page.png
 """
 
