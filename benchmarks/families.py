@@ -1,6 +1,6 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
-"""How often the nearest of the 214 shipped molecules is of the same family (penicillins, opioids, ...), for several read-outs, of
-a pretrained model and of the same one with random weights.
+"""How often the nearest of the 214 shipped molecules is of the same family (penicillins, opioids, ...), for several read-outs
+of a pretrained model and of the same one with random weights.
 
     python benchmarks/families.py [--model_name_or_path my-atomica] [--seeds 3]
 """
