@@ -44,7 +44,7 @@ class EvaluationArguments:
     max_samples: int | None = HfArg(default=None, help="Use only this many validation examples of each set.")
     max_blocks_per_example: int = HfArg(default=256, help="Larger complexes are cropped to this many blocks.")
     max_blocks_per_batch: int = HfArg(default=1000, help="Blocks in one batch, padding included.")
-    num_bootstrap: int = HfArg(default=1000, help="Resamples of the examples for 95 % intervals.")
+    num_bootstrap: int = HfArg(default=1000, help="Resamples of the puzzles for the 95 %% intervals.")
     seed: int = HfArg(default=0, help="Seed of puzzles and resamples.")
     device: str | None = HfArg(default=None, help="cuda, mps or cpu; the best there is by default.")
 

@@ -153,7 +153,11 @@ def test_a_run_killed_just_before_its_end_is_finished_on_resuming(finished, mole
 
 
 def test_a_configuration_without_weights_is_no_model_to_start_from(molecules, tmp_path):
-    options = ["--train_file", str(molecules), "--output_dir", str(tmp_path / "x"), "--model_name_or_path", str(ROOT)]
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "vocab.json", "tokenizer_config.json", "processor_config.json"):
+        shutil.copy(ROOT / name, bare)
+    options = ["--train_file", str(molecules), "--output_dir", str(tmp_path / "x"), "--model_name_or_path", str(bare)]
     with pytest.raises(UsageError, match="no weights of Atomica"):
         run_pretraining.main(options)
 
