@@ -262,7 +262,7 @@ def corpus_molecules(paths, progress=True):
     processor, molecules, lines = AtomicaProcessor.from_pretrained(ROOT), set(), []
     for path in paths:
         if not Path(path).exists():
-            raise StructureError("missing_file", f"--pretraining_corpus {path}: no such file or folder.")
+            raise StructureError("missing_file", f"{path}: no such file or folder.")
         source = read_source(path, processor)
         smiles = source.names if source.kind == "prepared" else source.smiles
         found = set()
@@ -273,7 +273,7 @@ def corpus_molecules(paths, progress=True):
         found -= {None}
         if not found:
             hint = "; name the files that it was prepared from" if source.kind == "prepared" else ""
-            raise StructureError("no_smiles", f"--pretraining_corpus {path}: no SMILES that can be read{hint}.")
+            raise StructureError("no_smiles", f"{path}: no SMILES that can be read{hint}.")
         molecules |= found
         lines.append(f"{Path(path).name} ({len(found):,} different molecules in {len(smiles):,} rows)")
     return molecules, lines

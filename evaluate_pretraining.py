@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from atomic_files import write_text
-from atomica_hf import AtomicaForPreTraining, AtomicaPreTrainingCollator, StructureError
+from atomica_hf import ROOT, AtomicaForPreTraining, AtomicaPreTrainingCollator, StructureError
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.data_collator_atomica import task_flags
 from model_card import markdown_table
@@ -38,8 +38,10 @@ NEIGHBOURS = 10  # training examples that the guess by composition looks at
 
 @dataclass
 class EvaluationArguments:
-    model_name_or_path: str = HfArg(help="Folder or hub id of a pretrained model.")
     output_dir: str = HfArg(help="Folder for table and numbers.")
+    model_name_or_path: str = HfArg(
+        default=str(ROOT), help="Folder or hub id of a pretrained model; by default this repository."
+    )
     repeats: int = HfArg(default=1, help="Puzzles made of each example.")
     max_samples: int | None = HfArg(default=None, help="Use only this many validation examples of each set.")
     max_blocks_per_example: int = HfArg(default=256, help="Larger complexes are cropped to this many blocks.")
@@ -201,7 +203,7 @@ def main(argv=None):
     parser = ScriptParser((EvaluationArguments, PuzzleArguments), description=__doc__)
     parser.add_argument("sets", nargs="+", help="Folders with the prepared datasets train and validation.")
     arguments, puzzle, rest = parser.parse_args_into_dataclasses(argv)
-    for name in ("repeats", "max_samples", "max_blocks_per_batch", "num_bootstrap"):
+    for name in ("repeats", "max_samples", "max_blocks_per_example", "max_blocks_per_batch", "num_bootstrap"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise StructureError("usage", f"--{name} is {value}, expected at least 1.")
@@ -218,14 +220,8 @@ def main(argv=None):
     for name, folder in zip(names, rest.sets):
         train, held_out = (load_prepared(Path(folder) / part, processor.tokenizer) for part in ("train", "validation"))
         held_out = held_out.select(range(min(len(held_out), arguments.max_samples or len(held_out))))
-        found = evaluate(
-            model,
-            for_model(held_out, model.config, name),
-            compositions(train, model.config.vocab_size),
-            puzzle,
-            arguments,
-            name,
-        )
+        counts = compositions(train, model.config.vocab_size)
+        found = evaluate(model, for_model(held_out, model.config, name), counts, puzzle, arguments, name)
         results[name] = {"examples": len(held_out), "puzzles": len(held_out) * arguments.repeats}
         if "mask_loss" in found:
             results[name]["hidden_blocks"] = int(found["mask_loss"][1].sum())
