@@ -1,6 +1,8 @@
 """The clone itself is a model repository."""
 
 import re
+import runpy
+import sys
 
 import pytest
 import torch
@@ -90,28 +92,16 @@ def test_the_flat_files_import_only_what_stands_above_them():
         assert f"class {cls}(" in (ROOT / f"{file}.py").read_text(encoding="utf-8")
 
 
-def test_help_lists_every_option():
-    for script in (
-        "run_pretraining.py",
-        "run_embedding.py",
-        "run_fill_mask.py",
-        "run_denoising.py",
-        "run_interaction_scores.py",
-        "embedding_map.py",
-        "search_embeddings.py",
-        "run_finetune.py",
-        "run_benchmark.py",
-        "prepare_dataset.py",
-        "select_molecules.py",
-        "split_dataset.py",
-        "evaluate_pretraining.py",
-        "train_tokenizer.py",
-        "list_interfaces.py",
-        "convert_original_checkpoint.py",
-        "convert_original_data.py",
-    ):
-        done = run(script, "--help")
-        assert done.returncode == 0 and "--output" in done.stdout
-        for option in re.findall(r"\n  (--\w+)[^\n]*", done.stdout):
-            described = done.stdout.split(f"\n  {option}", 1)[1].split("\n  --", 1)[0]
-            assert len(described.split("(default:")[0].split()) > 3, f"{script} {option} has no help"
+SCRIPTS = [file.name for file in sorted(ROOT.glob("*.py")) if '__name__ == "__main__"' in file.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_option(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    text = capsys.readouterr().out
+    assert not stop.value.code and "--output" in text
+    for option in re.findall(r"\n  (--\w+)[^\n]*", text):
+        described = text.split(f"\n  {option}", 1)[1].split("\n  --", 1)[0]
+        assert len(described.split("(default:")[0].split()) > 3, f"{option} has no help"
