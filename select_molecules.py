@@ -20,10 +20,10 @@ from transformers.hf_argparser import HfArg
 
 from atomic_files import write_text
 from atomica_hf import StructureError
+from atomica_hf.structure_atomica import read_smiles
 from benchmark_statistics import corpus_molecules
 from script_arguments import ScriptParser
 from splitting import canonical_smiles, scaffold_balanced_split
-from train_tokenizer import UsageError, read_smiles
 
 
 @dataclass
@@ -76,21 +76,25 @@ def select(smiles, excluded, max_samples=None, validation_fraction=0.05, seed=0,
 
 def main(argv=None):
     parser = ScriptParser(SelectionArguments, description=__doc__)
-    parser.add_argument("inputs", nargs="+", help="Files with SMILES: .smi .txt .csv .tsv; also .gz.")
+    parser.add_argument("inputs", nargs="+", help="Files with SMILES: .smi .csv .tsv .parquet; also .gz.")
     arguments, rest = parser.parse_args_into_dataclasses(argv)
     output = Path(arguments.output_dir)
     if output.exists():
-        raise UsageError(f"--output_dir {output} exists already; name a new folder.")
+        raise StructureError("usage", f"--output_dir {output} exists already; name a new folder.")
     if not 0 < arguments.validation_fraction < 1:
-        raise UsageError(f"--validation_fraction is {arguments.validation_fraction}, expected more than 0 and less than 1.")
+        raise StructureError(
+            "usage", f"--validation_fraction is {arguments.validation_fraction}, expected more than 0 and less than 1."
+        )
     if arguments.max_samples is not None and arguments.max_samples < 2:
-        raise UsageError(f"--max_samples is {arguments.max_samples}, expected at least 2.")
+        raise StructureError("usage", f"--max_samples is {arguments.max_samples}, expected at least 2.")
     smiles = [text for path in rest.inputs for text in read_smiles(path, arguments.smiles_column)]
     excluded, lines = corpus_molecules(arguments.exclude)
     chosen, counts = select(smiles, excluded, arguments.max_samples, arguments.validation_fraction, arguments.seed)
     empty = [part for part, rows in chosen.items() if not rows]
     if empty:
-        raise UsageError(f"{', '.join(rest.inputs)}: no molecule is left to be in {' or '.join(empty)} ({counts}).")
+        raise StructureError(
+            "usage", f"{', '.join(rest.inputs)}: no molecule is left to be in {' or '.join(empty)} ({counts})."
+        )
     output.mkdir(parents=True)
     for part, rows in chosen.items():
         write_text(output / f"{part}.smi", "".join(f"{text}\n" for text in rows))
@@ -105,5 +109,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (UsageError, StructureError, OSError) as error:
+    except (StructureError, OSError) as error:
         sys.exit(f"select_molecules.py: error: {error}")

@@ -218,6 +218,26 @@ def smiles_column(columns):
     return next((lower[name] for name in SMILES_COLUMNS if name in lower), None)
 
 
+def read_smiles(path, column=None) -> list[str]:
+    """The SMILES of a table, in its order; empty cells are left out.
+
+    Args:
+        column (`str`): their column; by default the one with a usual name.
+
+    Raises:
+        `StructureError`: if it is missing, is no table that can be read, or has no such column.
+    """
+    kind = format_of(path)
+    if kind not in ("smi", "csv", "tsv", "parquet"):
+        raise StructureError("unknown_format", f"{path}: no table with SMILES ({kind}), expected {' '.join(TABLE_SUFFIXES)}.")
+    rows = read_table(path)
+    name = column or smiles_column(rows[0])
+    if name not in rows[0]:
+        wanted = repr(column) if column else "for SMILES"
+        raise StructureError("no_smiles_column", f"{path}: no column {wanted}; there are {', '.join(rows[0])}.")
+    return [text for row in rows if (text := row.get(name, "").strip())]
+
+
 def index_file(path, row) -> Path:
     """The structure file that a row of an index CSV names; relative paths are relative to the CSV."""
     file = Path((row.get("pdb_path") or "").strip())
@@ -350,6 +370,6 @@ def read_structures(path, report: ReadReport | None = None, options: ReadOptions
 __all__ = [
     "AMINO_ACID_NAMES", "BUFFERS", "INTERFACE_DISTANCE", "MODALITIES", "NUCLEOTIDE_NAMES", "Component", "Interface", "Origin",
     "ReadOptions", "ReadReport", "Structure", "StructureError", "bonds_by_distance", "embed", "format_of",
-    "is_structure_file", "list_inputs", "list_interfaces", "read_interface", "read_macromolecule", "read_structures",
-    "structure_from_mol", "structure_from_mols", "structure_from_smiles",
+    "is_structure_file", "list_inputs", "list_interfaces", "read_interface", "read_macromolecule", "read_smiles",
+    "read_structures", "structure_from_mol", "structure_from_mols", "structure_from_smiles",
 ]  # fmt: skip

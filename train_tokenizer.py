@@ -4,13 +4,11 @@
     python train_tokenizer.py examples/molecules.csv --output_dir my-tokenizer --vocab_size 240 --min_count 4
     python train_tokenizer.py druglike.smi.gz --output_dir my-tokenizer --vocab_size 440 --max_samples 250000 --num_proc 2
 
-Reads .smi, .txt, .csv and .tsv, also .gz. The result depends on the molecules, not on their spelling, their order or the
-number of processes. A run that was stopped goes on where it was, if it is
-started again with the same SMILES and the same output folder.
+Reads .smi, .csv, .tsv and .parquet, also .gz. The result depends on the molecules, not on their spelling, their order or the
+number of processes. A run that was stopped goes on where it was, if it is started again with the same SMILES and the same
+output folder.
 """
 
-import csv
-import gzip
 import json
 import os
 import random
@@ -21,19 +19,14 @@ from pathlib import Path
 
 from transformers.hf_argparser import HfArg
 
-from atomica_hf import AtomicaTokenizer
+from atomica_hf import AtomicaTokenizer, StructureError
 from atomica_hf.fragmentation_atomica import ATOM_ORDERS
+from atomica_hf.structure_atomica import read_smiles
 from atomica_hf.tokenization_atomica import BASE_TOKENS
 from script_arguments import ScriptParser
 
 
-PLAIN, TABLES = (".smi", ".txt"), {".csv": ",", ".tsv": "\t"}
 REPORT_FILE = "mining.json"
-COLUMNS = ("smiles", "SMILES", "Smiles", "canonical_smiles", "mol")
-
-
-class UsageError(ValueError):
-    """Options or files that do not fit together; the message is all the user sees."""
 
 
 @dataclass
@@ -47,7 +40,7 @@ class MiningArguments:
         default="canonical", metadata={"choices": list(ATOM_ORDERS)},
         help="What breaks ties between atoms: canonical ranks, or the order they are written in, as in ATOMICA.",
     )  # fmt: skip
-    smiles_column: str | None = HfArg(default=None, help=f"Column of a table; by default the first there is of {COLUMNS}.")
+    smiles_column: str | None = HfArg(default=None, help="Column of a table; by default one with a usual name.")
     max_samples: int | None = HfArg(default=None, help="Mine a random sample of this many molecules.")
     seed: int = HfArg(default=0, help="Seed of the sample.")
     num_proc: int = HfArg(default=1, help="Processes. The vocabulary does not depend on their number.")
@@ -56,43 +49,20 @@ class MiningArguments:
     )
 
 
-def read_smiles(path, column=None):
-    """The SMILES of a file, in its order.
-
-    Raises:
-        `UsageError`: for a file that is not there, is of no known kind, or has no such column.
-    """
-    path = Path(path)
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in (*PLAIN, *TABLES):
-        raise UsageError(f"{path}: expected {', '.join((*PLAIN, *TABLES))}, also with .gz, got {path.suffix or 'no suffix'!r}.")
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file.")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", newline="") as stream:
-        if suffix in PLAIN:
-            return [line.split()[0] for line in stream if line.strip()]
-        table = csv.DictReader(stream, delimiter=TABLES[suffix])
-        names = table.fieldnames or []
-        name = column or next((name for name in COLUMNS if name in names), None)
-        if name not in names:
-            raise UsageError(f"{path}: no column {column or ' or '.join(COLUMNS)}; it has {', '.join(names) or 'none'}.")
-        return [row[name].strip() for row in table if row[name] and row[name].strip()]
-
-
 def main(argv=None):
     parser = ScriptParser(MiningArguments, description=__doc__)
     parser.add_argument(
-        "inputs", nargs="+", help="Files with SMILES: .smi .txt (first word of a line), .csv .tsv (a column); also .gz."
+        "inputs", nargs="+", help="Files with SMILES: .smi (first word of a line), .csv .tsv .parquet (a column); also .gz."
     )
     arguments, rest = parser.parse_args_into_dataclasses(argv)
     output = Path(arguments.output_dir)
     if output.exists():
-        raise UsageError(f"--output_dir {output} exists already; name a new folder.")
+        raise StructureError("usage", f"--output_dir {output} exists already; name a new folder.")
     smiles = [text for path in rest.inputs for text in read_smiles(path, arguments.smiles_column)]
     if arguments.max_samples is not None and arguments.max_samples < len(smiles):
         smiles = random.Random(arguments.seed).sample(smiles, max(0, arguments.max_samples))
     if not smiles:
-        raise UsageError(f"{', '.join(rest.inputs)}: no SMILES to mine.")
+        raise StructureError("usage", f"{', '.join(rest.inputs)}: no SMILES to mine.")
     checkpoint, temporary = (output.with_name(output.name + ending) for ending in (".checkpoint.json", ".tmp"))
     output.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint.exists():
@@ -103,7 +73,7 @@ def main(argv=None):
         checkpoint_seconds=arguments.checkpoint_seconds, rejected=rejected,
     )  # fmt: skip
     if len(rejected) == len(smiles):
-        raise UsageError(f"None of {len(smiles)} SMILES can be read; the first: {rejected[0][1]}")
+        raise StructureError("usage", f"None of {len(smiles)} SMILES can be read; the first: {rejected[0][1]}")
     report = {
         "molecules": len(smiles) - len(rejected), "min_count": arguments.min_count, "atom_order": arguments.atom_order,
         "seed": arguments.seed, "inputs": [Path(path).name for path in rest.inputs], "rejected": rejected,

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 from atomica_hf import AtomicaTokenizer, fragmentation_atomica  # noqa: E402
 from atomica_hf.fragmentation_atomica import heavy_atoms, parse_smiles  # noqa: E402
+from atomica_hf.structure_atomica import read_smiles  # noqa: E402
 from atomica_hf.tokenization_atomica import BASE_TOKENS  # noqa: E402
-from train_tokenizer import read_smiles  # noqa: E402
 
 
 class Straightforward:

@@ -4,8 +4,8 @@ import pytest
 from conftest import shipped_smiles
 from rdkit import Chem
 
-import train_tokenizer
 from atomica_hf import AtomicaTokenizer
+from atomica_hf.structure_atomica import read_smiles
 from atomica_hf.tokenization_atomica import BASE_TOKENS
 
 
@@ -18,7 +18,7 @@ def test_equal_to_the_straightforward_algorithm(tokenizer_benchmark, atom_order)
 
 @pytest.mark.slow
 def test_the_shipped_vocabulary_is_what_the_miner_gives(shared, tokenizer):
-    smiles = train_tokenizer.read_smiles(shared / "data/smiles/druglike_366k.smi.gz")
+    smiles = read_smiles(shared / "data/smiles/druglike_366k.smi.gz")
     mined = AtomicaTokenizer().train_new_from_iterator(random.Random(0).sample(smiles, 250_000), len(tokenizer), num_proc=2)
     assert mined.fragments == tokenizer.fragments
 

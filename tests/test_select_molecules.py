@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 import select_molecules
+from atomica_hf import StructureError
 from splitting import canonical_smiles, scaffold_of
-from train_tokenizer import UsageError
 
 
 MOLECULES = ROOT / "examples" / "molecules.csv"
@@ -76,9 +76,9 @@ def test_what_cannot_be_chosen_from_is_an_error_and_leaves_nothing(tmp_path):
         "no such file": [tmp_path / "missing.smi"],
     }
     for message, words in wrong.items():
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(StructureError, match=message):
             select_molecules.main([*map(str, words), "--output_dir", str(output)])
     assert not output.exists()
     output.mkdir()
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(StructureError, match="exists already"):
         select_molecules.main([str(MOLECULES), "--output_dir", str(output)])

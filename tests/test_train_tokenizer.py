@@ -8,7 +8,8 @@ from conftest import ROOT, run
 from transformers import AutoTokenizer
 
 import train_tokenizer
-from atomica_hf import AtomicaTokenizer
+from atomica_hf import AtomicaTokenizer, StructureError
+from atomica_hf.structure_atomica import read_smiles
 
 
 MOLECULES = str(ROOT / "examples" / "molecules.csv")
@@ -37,13 +38,14 @@ def test_every_kind_of_file(tmp_path):
     (tmp_path / "b.tsv").write_text("id\tSMILES\n" + "".join(f"1\t{s}\n" for s in smiles))
     with gzip.open(tmp_path / "c.csv.gz", "wt") as stream:
         stream.write("other,mine\n" + "".join(f"1,{s}\n" for s in smiles))
-    assert train_tokenizer.read_smiles(tmp_path / "a.smi") == train_tokenizer.read_smiles(tmp_path / "b.tsv") == smiles
-    assert train_tokenizer.read_smiles(tmp_path / "c.csv.gz", "mine") == smiles
-    with pytest.raises(train_tokenizer.UsageError, match="no column smiles .* it has other, mine"):
-        train_tokenizer.read_smiles(tmp_path / "c.csv.gz")
-    for name, words in (("a.sdf", "expected .smi"), ("missing.smi", "no such file")):
-        with pytest.raises(train_tokenizer.UsageError, match=words):
-            train_tokenizer.read_smiles(tmp_path / name)
+    (tmp_path / "a.sdf").write_text("no table")
+    assert read_smiles(tmp_path / "a.smi") == read_smiles(tmp_path / "b.tsv") == smiles
+    assert read_smiles(tmp_path / "c.csv.gz", "mine") == smiles
+    with pytest.raises(StructureError, match="no column for SMILES; there are other, mine"):
+        read_smiles(tmp_path / "c.csv.gz")
+    for name, words in (("a.sdf", r"no table with SMILES \(sdf\)"), ("missing.smi", "missing.smi")):
+        with pytest.raises(StructureError, match=words):
+            read_smiles(tmp_path / name)
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch, capsys):
@@ -69,11 +71,11 @@ def test_bad_molecules_are_reported_and_usage_errors_say_what_to_do(tmp_path, ca
     assert report["molecules"] == 3 and report["rejected"][0][0] == "CC*" and "Atom 2" in report["rejected"][0][1]
     printed = capsys.readouterr()
     assert "Left out CC*" in printed.err and "No pair of fragments was left" in printed.err
-    with pytest.raises(train_tokenizer.UsageError, match="exists already"):
+    with pytest.raises(StructureError, match="exists already"):
         train_tokenizer.main(words)
     shutil.rmtree(tmp_path / "new")
-    with pytest.raises(train_tokenizer.UsageError, match="no SMILES"):
+    with pytest.raises(StructureError, match="no SMILES"):
         train_tokenizer.main([*words, "--max_samples", "0"])
     (tmp_path / "some.smi").write_text("CC*\n")
-    with pytest.raises(train_tokenizer.UsageError, match="None of 1 SMILES can be read"):
+    with pytest.raises(StructureError, match="None of 1 SMILES can be read"):
         train_tokenizer.main(words)
