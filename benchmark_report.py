@@ -43,7 +43,8 @@ def _main_table(summaries, names, most):
         for summary, winner in zip(summaries, best):
             entry = summary.entries.get(name)
             text = "" if entry is None else _with_spread(entry, summary.task.metric)
-            text += f" ({len(entry.seeds)} seeds)" if entry is not None and len(entry.seeds) < most else ""
+            if entry is not None and len(entry.seeds) < most:
+                text += f" ({len(entry.seeds)} seed{'s' * (len(entry.seeds) > 1)})"
             cells.append(f"**{text}**" if name == winner and text else text)
         lines.append([name, *cells])
     return markdown_table(["model", *(f"{s.task.heading}, {_arrow(s.task.metric)}" for s in summaries)], lines)

@@ -78,6 +78,9 @@ class BenchmarkArguments:
     keep_models: bool = HfArg(default=False, help="Keep the trained model of each cell; otherwise only its predictions.")
     redo_changed: bool = HfArg(default=False, help="Make finished cells again whose options, data or weights have changed.")
     cache_dir: str = HfArg(default=str(Path(HF_HOME) / "atomica"), help="Where built structures are kept, for all cells.")
+    report_only: bool = HfArg(
+        default=False, help="Make no cell: write the tables of those that are finished, also while others are being made."
+    )
     disable_tqdm: bool = HfArg(default=False, help="Show no progress bars.")
     list: bool = HfArg(default=False, help="List the tasks and where their data is expected, and do nothing else.")
 
@@ -164,18 +167,23 @@ def main(argv=None):
     choose_reference(arguments.reference, rows)
     for cell in {(cell.task.name, cell.seed): cell for cell in cells}.values():
         task_of(cell)  # what is wrong with the data shows before what takes long
-    todo = pending(cells, arguments.redo_changed)
+    missing = pending(cells, arguments.redo_changed)
+    todo = [] if arguments.report_only else missing
     molecules, corpus = None, []
     if arguments.pretraining_corpus:
         molecules, corpus = corpus_molecules(arguments.pretraining_corpus, not arguments.disable_tqdm)
-    skipped = len(cells) - len(todo)
+    skipped = len(cells) - len(missing)
+    usage(arguments.report_only and not skipped, f"--report_only: no cell of this command is finished in {folder}.")
     if skipped:
         print(f"{skipped} of {len(cells)} cells are finished already.")
     failed = make_all(todo, arguments)
     text = report(arguments, tasks, data, rows, cells, molecules, corpus)
     if text is not None:
         print(text.split("## Tasks")[0].strip())
-    print(f"\n{len(todo) - failed} cells done, {failed} failed, {skipped} skipped because they were finished; see {folder}.")
+    left = f"; {len(missing)} are not made yet" if arguments.report_only and missing else ""
+    print(
+        f"\n{len(todo) - failed} cells done, {failed} failed, {skipped} skipped because they were finished{left}; see {folder}."
+    )
     return failed
 
 

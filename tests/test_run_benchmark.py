@@ -195,6 +195,16 @@ def test_the_same_command_makes_nothing_again(copied, words, monkeypatch, capsys
     assert "0 cells done, 0 failed, 20 skipped" in capsys.readouterr().out
 
 
+def test_a_report_makes_no_cell_and_names_how_many_seeds_there_are(copied, words, monkeypatch, capsys, tmp_path):
+    names = made(monkeypatch)
+    shutil.rmtree(copied / "cells/share/tiny/finetune/seed-1")
+    assert benchmark(words, copied, "--report_only") == 0 and names == []
+    assert "0 cells done, 0 failed, 19 skipped because they were finished; 1 are not made yet" in capsys.readouterr().out
+    assert re.search(r"\| tiny, finetune \| [^|]*\(1 seed\)", (copied / "scoreboard.md").read_text(encoding="utf-8"))
+    with pytest.raises(StructureError, match="no cell of this command is finished"):
+        benchmark(words, tmp_path / "empty", "--report_only")
+
+
 def test_what_was_interrupted_is_made_again_and_nothing_else(copied, words, monkeypatch):
     before, names = (copied / "scoreboard.csv").read_text(), made(monkeypatch)
     gone, cut, lost = (copied / "cells/share" / name for name in ("tiny/finetune/seed-1", "scratch/scratch/seed-0",
