@@ -232,7 +232,7 @@ def plot_losses(rows, picture):
             smooth = [values[max(0, k + 1 - window) : k + 1].mean() for k in range(len(values))]
             axis.plot(steps, values, color=colour, alpha=0.15)
             axis.plot(steps, smooth, style, label=label, color=colour)
-        held_out = [row for row in rows if row["split"] == "validation"]
+        held_out = [row for row in rows if row["split"] == "validation" and row.get(f"{name}_baseline")]
         if held_out:
             axis.plot(
                 [r["step"] for r in held_out], [r[f"{name}_loss"] for r in held_out], "o-", label="validation", color="#d62728"

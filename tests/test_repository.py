@@ -75,7 +75,7 @@ def test_the_shipped_model_knows_what_it_is_said_to_know(processor):
     right = (output.prediction_logits.argmax(-1) + NUM_SPECIAL_BLOCKS == batch["labels"])[hidden].float().mean()
     assert right == pytest.approx(0.25, abs=0.04)
     found = {name: float(output[f"{name}_loss"] / output[f"{name}_baseline"]) for name in ("torsion", "mask", "composition")}
-    assert found == pytest.approx({"torsion": 0.628, "mask": 0.491, "composition": 0.714}, abs=0.02)
+    assert found == pytest.approx({"torsion": 0.587, "mask": 0.453, "composition": 0.692}, abs=0.02)
 
 
 def test_the_flat_files_import_only_what_stands_above_them():
