@@ -64,7 +64,8 @@ def _task_section(summary, reference, leaks, data):
     show_unseen = any(entry.unseen is not None for entry in summary.entries.values())
     show_ratio = any(entry.ratio is not None for entry in summary.entries.values())
     header = ["model", "seeds", f"{_arrow(metric)} [95 %]", *map(_arrow, columns[1:])]
-    header += [f"{metric} minus that of {reference} [95 %]"] * (reference in summary.entries)
+    if reference in summary.entries:
+        header += [f"{metric} minus that of {reference} [95 %]", "over seeds alone [95 %]"]
     header += [f"{metric}, molecules not in training"] * show_unseen + ["better than the mean, times"] * show_ratio
     table = []
     for name, entry in summary.entries.items():
@@ -72,7 +73,8 @@ def _task_section(summary, reference, leaks, data):
         cells += [_with_spread(entry, other) for other in columns[1:]]
         if reference in summary.entries:
             found = entry.difference
-            cells.append("" if found is None else f"{found[0]:+.3f}{_in_brackets(found[1])}")
+            cells.append("" if found is None else f"{found.mean:+.3f}{_in_brackets(found.interval)}")
+            cells.append("" if found is None else _in_brackets(found.over_seeds).strip())
         cells += [_number(entry.unseen) if entry.unseen is not None else ""] * show_unseen
         cells += [f"{entry.ratio:.2f}" if entry.ratio is not None else ""] * show_ratio
         table.append(cells)
@@ -97,7 +99,8 @@ def scoreboard(arguments, summaries, rows, reference, leaks, data, failures, cor
         "out.",
         "",
         f"Intervals: bootstrap, {arguments.num_bootstrap} resamples, each of the seeds and of the test rows (the same for all "
-        "models; with few seeds too narrow). Differences are between cells of the same seed.",
+        "models; with few seeds too narrow). Differences are between cells of the same seed; `over seeds alone`: Student's t, "
+        "for other seeds on the same molecules.",
         "",
         "![scoreboard](scoreboard.png)",
         "",
@@ -141,10 +144,11 @@ def difference_rows(summaries, reference):
     for summary in summaries:
         for name, entry in summary.entries.items():
             if entry.difference is not None:
-                point, pair, seeds = entry.difference
-                low, high = pair or ("", "")
+                found = entry.difference
+                (low, high), (seeds_low, seeds_high) = found.interval or ("", ""), found.over_seeds or ("", "")
                 lines.append({"task": summary.task.name, "row": name, "reference": reference, "metric": summary.task.metric,
-                              "difference": point, "low": low, "high": high, "seeds": seeds})  # fmt: skip
+                              "difference": found.mean, "low": low, "high": high, "seeds": found.seeds,
+                              "seeds_low": seeds_low, "seeds_high": seeds_high})  # fmt: skip
     return lines
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import rdBase
 from scipy.stats import rankdata
+from scipy.stats import t as student_t
 from tqdm.auto import tqdm
 
 from atomica_hf import ROOT, AtomicaProcessor, StructureError
@@ -100,7 +101,7 @@ class Entry:
         values (`dict`): metric -> array over the seeds.
         seeds (`list[int]`): that were finished.
         interval (`tuple`): 95 %, of the mean of the first metric.
-        difference (`tuple`): mean of its difference to the reference, low, high, seeds; None for the reference itself.
+        difference (`Difference`): to the reference; None for the reference itself.
         unseen (`float`): mean of the first metric on molecules that are not in the training set; None if all or none are.
         ratio (`float`): error of the mean predictor, divided by this one's.
     """
@@ -108,7 +109,7 @@ class Entry:
     values: dict
     seeds: list
     interval: tuple
-    difference: tuple | None = None
+    difference: "Difference | None" = None
     unseen: float | None = None
     ratio: float | None = None
 
@@ -118,6 +119,34 @@ class Entry:
     def spread(self, metric):
         """Standard deviation over the seeds; None for one seed."""
         return float(np.std(self.values[metric], ddof=1)) if len(self.seeds) > 1 else None
+
+
+@dataclass
+class Difference:
+    """Of two rows, over the seeds that both have.
+
+    Args:
+        mean (`float`): of the first metric.
+        interval (`tuple`): 95 %, of a bootstrap over seeds and test rows: what would hold for other molecules.
+        over_seeds (`tuple`): 95 %, of Student's t over the seeds: what would hold for other seeds on these molecules; None for
+            one seed.
+        seeds (`int`): how many.
+    """
+
+    mean: float
+    interval: tuple | None
+    over_seeds: tuple | None
+    seeds: int
+
+
+def difference_of(ones, others, interval):
+    """`Difference` of the values of two rows, seed by seed."""
+    values = np.asarray(ones) - np.asarray(others)
+    over_seeds = None
+    if len(values) > 1 and not np.isnan(values).any():
+        reach = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        over_seeds = float(values.mean() - reach), float(values.mean() + reach)
+    return Difference(float(values.mean()), interval, over_seeds, len(values))
 
 
 @dataclass
@@ -219,8 +248,8 @@ def _entry(task, name, seeds, found, reference, cell_of, num_resamples):
         pairs = [[found[who, seed] for seed in both] for who in (name, reference)]
         drawn = draws_of(task, pairs[0], num_resamples)
         resampled = [_resampled_mean(task, side, *drawn) for side in pairs]
-        point = [np.mean([scores(task.problem_type, p.predictions, p.labels)[task.metric] for p in side]) for side in pairs]
-        entry.difference = (float(point[0] - point[1]), _interval(resampled[0] - resampled[1], num_resamples), len(both))
+        points = [[scores(task.problem_type, p.predictions, p.labels)[task.metric] for p in side] for side in pairs]
+        entry.difference = difference_of(*points, _interval(resampled[0] - resampled[1], num_resamples))
     unseen = []
     for seed, p in zip(seeds, mine):
         rows = p.take(unseen_rows(cell_of[name, seed]))

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, run, tiny_model
 from rdkit import Chem
 from rdkit.Chem import AllChem
+from scipy.stats import ttest_rel
 
 import benchmark_cells
 import benchmark_statistics
@@ -166,6 +167,9 @@ def test_the_scoreboard_is_the_mean_of_the_cells(board):
                 expected = (found[row["row"]] - found["scratch"]).mean()
                 assert row["reference"] == "scratch" and float(row["difference"]) == pytest.approx(expected)
                 assert float(row["low"]) <= expected <= float(row["high"])
+                if row["row"] != "mean":
+                    over = ttest_rel(found[row["row"]], found["scratch"]).confidence_interval(0.95)
+                    assert (float(row["seeds_low"]), float(row["seeds_high"])) == pytest.approx(tuple(over))
     assert table["ecfp4_random_forest"]["dimer_energy mae mean"] == ""  # it does not see distances
     best = min(table, key=lambda name: float(table[name]["share rmse mean"]))
     assert f"| {best} | **{float(table[best]['share rmse mean']):.3f} ±" in text
@@ -241,7 +245,7 @@ def test_a_failed_cell_stops_no_other_and_is_tried_again(copied, words, monkeypa
         assert benchmark(words, copied) == 1
     assert len(names) == 4 and "3 cells done, 1 failed, 16 skipped" in capsys.readouterr().out
     text = (copied / "scoreboard.md").read_text(encoding="utf-8")
-    assert "- share, tiny, linear_probe, seed 0: RuntimeError: the disk is full" in text and "(1 seeds)" in text
+    assert "- share, tiny, linear_probe, seed 0: RuntimeError: the disk is full" in text and "(1 seed)" in text
     failed = [row for row in read_csv(copied / "cells.csv") if row["status"] == "failed"]
     assert [(row["row"], row["seed"], row["rmse"]) for row in failed] == [("tiny, linear_probe", "0", "")]
     assert "RuntimeError" in (copied / "cells/share/tiny/linear_probe/seed-0/log.txt").read_text()
