@@ -131,6 +131,16 @@ def test_a_damaged_store_is_an_error(tmp_path):
         fd.ExampleStore(tmp_path / "s.sqlite")
 
 
+def test_a_failure_in_one_process_takes_nothing_from_another(tmp_path):
+    one, other = (fd.ExampleStore(tmp_path / "s.sqlite") for _ in range(2))
+    failure, examples = {"error": ["no_conformer", "too slow"], "name": "A"}, {"examples": [{"name": "A"}], "notes": []}
+    one.save({"A": failure})
+    assert other.load("A") == failure
+    other.save({"A": examples, "B": failure})
+    one.save({"A": failure, "B": examples})
+    assert one.load("A") == other.load("B") == examples
+
+
 def test_structures_are_built_once_and_failures_named(tmp_path, processor, store, monkeypatch):
     text = "name,smiles,y\nethanol,CCO,1\nbad,c1ccc,2\naspirin,CC(=O)Oc1ccccc1C(=O)O,3\nempty,,4\n"
     source = fd.read_source(table(tmp_path, text), processor)
