@@ -629,7 +629,7 @@ class ExampleStore:
         return None if row is None else json.loads(zlib.decompress(row[0]))
 
     def save(self, values):
-        """Writes key -> value at once. A failure, which may be of a slow machine, replaces nothing: others may be reading it."""
+        """Writes key -> value at once. A failure, which may be a slow machine's, replaces nothing: others may be reading it."""
         for failed, rule in ((False, "REPLACE"), (True, "IGNORE")):
             rows = [(k, zlib.compress(json.dumps(v).encode())) for k, v in values.items() if ("error" in v) == failed]
             with self.connection as connection:
