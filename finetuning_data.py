@@ -630,9 +630,9 @@ class ExampleStore:
 
     def save(self, values):
         """Writes key -> value at once. A failure, which may be a slow machine's, replaces nothing: others may be reading it."""
-        for failed, rule in ((False, "REPLACE"), (True, "IGNORE")):
-            rows = [(k, zlib.compress(json.dumps(v).encode())) for k, v in values.items() if ("error" in v) == failed]
-            with self.connection as connection:
+        with self.connection as connection:
+            for failed, rule in ((False, "REPLACE"), (True, "IGNORE")):
+                rows = [(k, zlib.compress(json.dumps(v).encode())) for k, v in values.items() if ("error" in v) == failed]
                 connection.executemany(f"INSERT OR {rule} INTO pieces VALUES (?, ?)", rows)
 
     def example(self, item):
