@@ -68,18 +68,19 @@ def embed(mol, seed: int = 0, name: str = "molecule"):
     parameters = AllChem.ETKDGv3()
     parameters.randomSeed = seed + 1  # for RDKit 0 and 1 are the same
     parameters.timeout = EMBEDDING_SECONDS
-    reason = f"none was found in {EMBEDDING_SECONDS} s"
-    start = time.monotonic()
     for random_start in (False, True):
-        if random_start and time.monotonic() - start > 0.9 * EMBEDDING_SECONDS:  # a timeout: RDKit counts roughly
-            break
         parameters.useRandomCoords = random_start
+        start = time.monotonic()
         try:
             if AllChem.EmbedMolecule(mol, parameters) >= 0:
                 _relax(mol)
                 return mol
+            reason = "RDKit's attempts from two starts failed"
         except (RuntimeError, ValueError) as error:  # RDKit's invariants, for what it has no distances for
             reason = " ".join(str(error).split()[:12])
+        if time.monotonic() - start > 0.9 * EMBEDDING_SECONDS:  # a timeout: RDKit counts roughly
+            reason = f"none was found in {EMBEDDING_SECONDS} s"
+            break
     smiles = Chem.MolToSmiles(Chem.RemoveHs(mol))
     raise StructureError("no_conformer", f"{name}: no 3D conformer of {smiles!r}: {reason}.")
 

@@ -92,8 +92,8 @@ def test_no_second_start_after_the_time_is_up(monkeypatch):
 
     monkeypatch.setattr(molecule_atomica, "EMBEDDING_SECONDS", 1)
     monkeypatch.setattr(molecule_atomica.AllChem, "EmbedMolecule", fails)
-    while seconds:
-        with pytest.raises(StructureError, match="none was found in 1 s"):
+    for reason in ("none was found in 1 s", "RDKit's attempts from two starts failed"):
+        with pytest.raises(StructureError, match=reason):
             structure_from_smiles("CCO")
         seconds.pop()
     assert starts == [False, False, True]
