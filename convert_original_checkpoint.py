@@ -35,7 +35,7 @@ from atomica_hf import AtomicaConfig, AtomicaProcessor, AtomicaTokenizer
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.geometry_atomica import BOND_HARMONICS, HARMONICS, Irrep, wigner_3j
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, encoder_irreps
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 MODEL_TYPES = {  # ATOMICA's class -> ours
@@ -1061,7 +1061,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"convert_original_checkpoint.py: error: {error}")
+    run_script(main, ValueError)

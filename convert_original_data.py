@@ -28,7 +28,7 @@ from original_data import (
     record_to_example,
 )  # fmt: skip
 from prepare_dataset import as_read_report, is_prepared, load_prepared, load_processor, prepare, report_text
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 @dataclass
@@ -125,7 +125,4 @@ __all__ = ["example_to_record", "read_original_records", "record_to_example", "w
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"convert_original_data.py: error: {error}")
+    run_script(main, stopped="stopped; the same command goes on from the last finished shard.")

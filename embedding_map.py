@@ -8,7 +8,6 @@ python embedding_map.py --vectors vectors.parquet --output_file map.svg --method
 
 import html
 import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from atomic_files import save_figure, write_text
 from atomica_hf import StructureError
 from atomica_hf.structure_atomica import read_table
 from embedding_files import EmbeddingFiles, describe
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 from structure_page import json_for_html
 
 
@@ -565,7 +564,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"embedding_map.py: error: {error}")
+    run_script(main)

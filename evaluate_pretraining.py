@@ -29,7 +29,7 @@ from pretraining_arguments import PuzzleArguments
 from pretraining_losses import TOP, ComplexLosses, losses_of
 from pretraining_report import UNITS
 from run_embedding import batches
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 RESULTS_FILE, TABLE_FILE = "evaluation.json", "evaluation.md"
@@ -237,7 +237,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError, ValueError) as error:
-        sys.exit(f"evaluate_pretraining.py: error: {error}")
+    run_script(main, ValueError)

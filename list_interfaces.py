@@ -16,7 +16,7 @@ from transformers.hf_argparser import HfArg
 
 from atomica_hf import StructureError
 from atomica_hf.structure_atomica import INTERFACE_DISTANCE, ReadOptions, format_of, is_structure_file, list_interfaces
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 COLUMNS = ("file", "kind", "side a", "side b", "nearest", "blocks a", "blocks b")
@@ -99,7 +99,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"list_interfaces.py: error: {error}")
+    run_script(main)

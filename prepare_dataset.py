@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -55,7 +54,7 @@ from atomica_hf.structure_atomica import (
 )
 from engines import ENGINES, check_engine, run_tasks
 from original_data import is_original, read_original_examples
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 _INTEGERS, _TEXTS = List(Value("int64")), List(Value("string"))
@@ -915,9 +914,4 @@ def main(argv=None):
 if __name__ == "__main__":
     import prepare_dataset  # so that other processes find its functions
 
-    try:
-        prepare_dataset.main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"prepare_dataset.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("prepare_dataset.py: stopped; the same command goes on from the last finished shard.")
+    run_script(prepare_dataset.main, stopped="stopped; the same command goes on from the last finished shard.")

@@ -397,7 +397,8 @@ class BatchMaker:
 def _worker_start(worker):
     import signal
 
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the main process stops when its step is done, and then its workers
+    for number in (signal.SIGTERM, signal.SIGINT):  # the main process stops when its step is done, and then its workers
+        signal.signal(number, signal.SIG_IGN)
 
 
 class IndexedBatches:

@@ -36,7 +36,7 @@ from benchmark_cells import (
 from benchmark_report import cell_rows, difference_rows, draw, scoreboard, wide_rows
 from benchmark_statistics import corpus_molecules, leakage, summarise
 from benchmark_tasks import choose_tasks, describe, find_data, read_tasks
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 @dataclass
@@ -188,9 +188,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(1 if main() else 0)
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_benchmark.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("run_benchmark.py: stopped; the same command goes on where it was.")
+    run_script(lambda: bool(main()), stopped="stopped; the same command goes on where it was.")

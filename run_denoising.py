@@ -13,7 +13,6 @@ what does not fit into PDB). Files of an earlier run into the same folder are re
 import dataclasses
 import json
 import math
-import sys
 import textwrap
 from collections import Counter
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ from denoising import (
 )
 from model_loading import best_device, load_model
 from output_folder import file_name, remove_earlier, structure_suffix
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 @dataclass
@@ -411,7 +410,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_denoising.py: error: {error}")
+    run_script(main)

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import json
 import shutil
-import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -39,7 +38,7 @@ from embedding_map import PAGE, PICTURES, map_of_parquet
 from engines import ENGINES, check_engine, run_tasks
 from model_loading import best_device, load_model
 from prepare_dataset import differences, for_model, input_fingerprint, load_examples, writing
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 _PART_BLOCKS = 256, 20_000  # least and most of one part, about
@@ -441,9 +440,4 @@ def main(argv=None):
 if __name__ == "__main__":
     import run_embedding  # so that other processes find its functions
 
-    try:
-        run_embedding.main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_embedding.py: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("run_embedding.py: stopped; the same command goes on from there.")
+    run_script(run_embedding.main, stopped="stopped; the same command goes on from there.")

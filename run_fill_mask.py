@@ -8,7 +8,6 @@ python run_fill_mask.py --model_name_or_path my-atomica --inputs complex.cif --s
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from atomic_files import write_table, write_text
 from atomica_hf import ROOT, AtomicaForMaskedLM, ReadReport, StructureError
 from drawing import draw_proposals
 from model_loading import best_device, load_model
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 @dataclass
@@ -97,7 +96,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_fill_mask.py: error: {error}")
+    run_script(main)

@@ -86,7 +86,7 @@ from noisy_nodes import (
     detach_denoising_head,
 )
 from run_embedding import batches, embed
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 from splitting import SETS, SPLITS, canonical_smiles, check_split, make_split, read_split, shared_molecules, write_split
 
 
@@ -1216,7 +1216,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_finetune.py: error: {error}")
+    run_script(main, stopped="stopped; --resume_from_checkpoint latest goes on from the last checkpoint, if there is one.")

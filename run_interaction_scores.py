@@ -12,7 +12,6 @@ what else touches what; `--interfaces all` scores all of it.
 import csv
 import json
 import re
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, suffix_of
 from model_loading import best_device, load_model
 from output_folder import file_name, new_folder, remove_earlier, structure_suffix
 from prepare_dataset import for_model, is_prepared, load_examples
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 
 
@@ -174,7 +173,7 @@ def main(argv=None):
     if model.config.attend_to_padding:
         print("This model attends to padding: hidden blocks are looked at one by one, so that no score depends on others.")
     tokens = processor.tokenizer.convert_ids_to_tokens(range(len(processor.tokenizer)))
-    folder, written, files = Path(arguments.output_dir), 0, ["scores.csv"]
+    folder, written, files, late = Path(arguments.output_dir), 0, ["scores.csv"], []
     model_name = Path(arguments.model_name_or_path).name
     caption = f"Cosine of {arguments.readout} before and after hiding one block. Model: {model_name}."
     options = (arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
@@ -189,22 +188,28 @@ def main(argv=None):
         ):
             writer = csv.DictWriter(stream, ["index", "complex", *COLUMNS], lineterminator="\n")
             writer.writeheader()
-            for index, example in enumerate(dataset):
-                try:
-                    scores = scores_of(model, example, *options)
-                    if np.isnan(scores).all():
-                        raise ValueError("no block that was asked for has a name that the model knows.")
-                    rows = score_rows(example, scores, tokens)
-                    if arguments.pages:
-                        name = file_name(index, example["name"])
-                        files += write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
-                except (ValueError, RuntimeError, MemoryError) as error:  # one complex must not stop ten thousand
-                    report.kept -= 1
-                    report.reject(example["name"], StructureError("no_scores", as_options(error)))
-                else:
-                    writer.writerows({"index": index, "complex": example["name"], **row} for row in rows)
-                    written += sum(row["rank"] != "" for row in rows)
-                bar.update()
+            try:
+                for index, example in enumerate(dataset):
+                    try:
+                        scores = scores_of(model, example, *options)
+                        if np.isnan(scores).all():
+                            raise ValueError("no block that was asked for has a name that the model knows.")
+                        rows = score_rows(example, scores, tokens)
+                        if arguments.pages:
+                            name = file_name(index, example["name"])
+                            files += write_files(folder, name, example, scores, rows, processor, caption, arguments.top)
+                    except (ValueError, RuntimeError, MemoryError) as error:  # one complex must not stop ten thousand
+                        report.kept -= 1
+                        report.reject(example["name"], StructureError("no_scores", as_options(error)))
+                    else:
+                        writer.writerows({"index": index, "complex": example["name"], **row} for row in rows)
+                        written += sum(row["rank"] != "" for row in rows)
+                    bar.update()
+            except KeyboardInterrupt:  # what there is by now is kept
+                late = dataset[bar.n :]["name"]
+                report.kept -= len(late)
+                for name in late:
+                    report.reject(name, StructureError("stopped", "Ctrl-C came before it had scores."))
             if not report.kept:
                 raise StructureError(
                     "no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}{hint(arguments)}"
@@ -213,10 +218,9 @@ def main(argv=None):
     write_text(folder / "report.json", json.dumps({**report.to_dict(), "files": files}, indent=1))
     left_out = any(note.startswith("molecule_left_out") for note in report.notes)
     print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}{hint(arguments) if left_out else ''}")
+    if late:
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"run_interaction_scores.py: error: {error}")
+    run_script(main, stopped="stopped; the scores there were by then are written.")

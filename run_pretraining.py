@@ -37,7 +37,6 @@ from atomica_hf import (
     AtomicaForPreTraining,
     AtomicaPreTrainingCollator,
     AtomicaProcessor,
-    StructureError,
 )  # fmt: skip
 from atomica_hf.data_collator_atomica import task_flags
 from pretraining_arguments import UsageError, parse_arguments
@@ -60,6 +59,7 @@ from pretraining_losses import LOSSES, OBJECTIVES, ComplexLosses, disagreement, 
 from pretraining_optimization import Guard, make_ema, make_scheduler, parameter_groups
 from pretraining_report import Meter, MetricsFile, Stopwatch, means_of, model_card, plot_losses, short, table
 from pretraining_sharding import load_whole, shard, take_request, whole, whole_tensors
+from script_arguments import run_script
 
 
 RESULTS_FILE = "all_results.json"  # written last: with it, a run is finished
@@ -185,23 +185,28 @@ def check_output(optimization):
 
 
 class Termination:
-    """Within its block SIGTERM ends nothing, but is remembered: the run stops when a step is done."""
+    """Within its block SIGTERM and a first Ctrl-C end nothing, but are remembered: the run stops when a step is done."""
 
-    def __init__(self):
-        self.asked = False
+    def __init__(self, speaks):
+        self.speaks, self.asked, self.before = speaks, None, {}  # asked: when
 
     def __enter__(self):
-        self.before = None
         if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGTERM, self._ask)
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def _ask(self, number, frame):
-        self.asked = True
+        now = time.monotonic()
+        if self.asked is None:
+            self.asked = now
+            if self.speaks and number == signal.SIGINT:
+                os.write(2, b"\nStopping after this step, with a checkpoint; Ctrl-C again stops at once.\n")
+        elif number == signal.SIGINT and now > self.asked + 2:  # torchrun passes on what the terminal has sent already
+            raise KeyboardInterrupt
 
     def __exit__(self, *exception):
-        if self.before is not None:
-            signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 # the run ----------------------------------------------------------------------------------------------------------------
@@ -396,7 +401,7 @@ class Pretraining:
             unit="step", dynamic_ncols=True,
         )  # fmt: skip
         self.model.train()
-        with Termination() as self.termination:
+        with Termination(self.accelerator.is_main_process) as self.termination:
             while self.step < self.total_steps and not self.stopped:
                 self.train_epoch()
         self.bar.close()
@@ -419,7 +424,7 @@ class Pretraining:
         names = (*self.losses, "complexes")
         weights = [sum(batch.weights[name] for batch in window) for name in self.losses]
         mine = [*weights, sum(batch.num_complexes for batch in window), len(window), more]
-        mine += [sum(len(batch.left_out) for batch in window), self.termination.asked]
+        mine += [sum(len(batch.left_out) for batch in window), self.termination.asked is not None]
         every = [mine]
         if self.accelerator.num_processes > 1:
             every = self.accelerator.gather(torch.tensor(every, dtype=torch.float64, device=self.accelerator.device)).tolist()
@@ -715,22 +720,13 @@ def main(argv=None):
     else:
         run.train()
         if run.stopped:
-            accelerator.print(f"Stopped by SIGTERM at step {run.step}; go on with --resume_from_checkpoint latest.")
+            accelerator.print(f"Stopped at step {run.step}, with a checkpoint; go on with --resume_from_checkpoint latest.")
         else:
             run.finish()
     run.close()
 
 
-def leave(error):
-    """Says what was wrong, and ends with the code 1."""
-    print(f"run_pretraining.py: error: {error}", file=sys.stderr, flush=True)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        os._exit(1)  # else taking DDP down can wait without end for the other processes
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, UsageError, OSError) as error:
-        leave(error)
+    run_script(
+        main, UsageError, stopped="stopped; --resume_from_checkpoint latest goes on from the last checkpoint, if there is one."
+    )

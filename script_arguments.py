@@ -1,10 +1,16 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
-"""The command lines of the scripts."""
+"""How the scripts begin and end: their command lines, and one line instead of a traceback."""
 
 import argparse
 import copy
+import os
+import sys
+from pathlib import Path
 
+import torch
 from transformers import HfArgumentParser
+
+from atomica_hf import StructureError
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -27,3 +33,25 @@ class ScriptParser(HfArgumentParser):
         if unknown:
             self.error(f"not understood: {' '.join(unknown)} (see --help)")
         return found, unknown
+
+
+def run_script(main, *errors, stopped="stopped."):
+    """Runs `main`, and ends the process with the code it returns. What is wrong with the input or the options, and Ctrl-C,
+    are said in one line on standard error, with code 1.
+
+    Args:
+        main (`Callable`): without arguments.
+        errors: exceptions whose message is for the user, besides `StructureError` and `OSError`.
+        stopped (`str`): what Ctrl-C leaves, and how to go on.
+    """
+    try:
+        sys.exit(main())
+    except (StructureError, OSError, *errors) as error:
+        message = f"error: {error}"
+    except KeyboardInterrupt:
+        message = stopped
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(1)  # else taking DDP down can wait without end for the other processes
+    sys.exit(1)

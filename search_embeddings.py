@@ -9,7 +9,6 @@ python search_embeddings.py --vectors shards/ --query_file new.csv --model_name_
 
 import io
 import json
-import sys
 import tempfile
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from atomic_files import replacing, write_table, write_text
 from atomica_hf import StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS
 from embedding_files import ROWS_PER_BLOCK, EmbeddingFiles, describe, hash_of
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 METRICS = ("cosine", "euclidean")
@@ -451,7 +450,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"search_embeddings.py: error: {error}")
+    run_script(main)

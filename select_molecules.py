@@ -9,7 +9,6 @@ SMILES is canonical and appears once; the result depends on the files and the se
 
 import json
 import random
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from atomic_files import write_text
 from atomica_hf import StructureError
 from atomica_hf.structure_atomica import read_smiles
 from benchmark_statistics import corpus_molecules
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 from splitting import canonical_smiles, scaffold_balanced_split
 
 
@@ -107,7 +106,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"select_molecules.py: error: {error}")
+    run_script(main)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from transformers.hf_argparser import HfArg
 from atomic_files import replacing, write_text
 from atomica_hf import StructureError
 from prepare_dataset import REPORT_FILE, SHARD_SIZE
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 from splitting import group_split
 
 
@@ -122,7 +121,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (StructureError, OSError) as error:
-        sys.exit(f"split_dataset.py: error: {error}")
+    run_script(main)

@@ -23,7 +23,7 @@ from atomica_hf import AtomicaTokenizer, StructureError
 from atomica_hf.fragmentation_atomica import ATOM_ORDERS
 from atomica_hf.structure_atomica import read_smiles
 from atomica_hf.tokenization_atomica import BASE_TOKENS
-from script_arguments import ScriptParser
+from script_arguments import ScriptParser, run_script
 
 
 REPORT_FILE = "mining.json"
@@ -98,7 +98,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"train_tokenizer.py: error: {error}")
+    run_script(main, ValueError, stopped="stopped; the same command goes on from its last checkpoint.")

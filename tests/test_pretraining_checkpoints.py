@@ -104,7 +104,8 @@ def test_a_killed_run_gives_the_weights_of_the_undisturbed_one(moment, workers, 
 
 
 @needs_fork
-def test_sigterm_saves_and_ends_well(data, undisturbed, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_saves_and_ends_well(data, undisturbed, tmp_path, number):
     output, log = tmp_path / "stopped", tmp_path / "log"
 
     def patch():
@@ -112,15 +113,28 @@ def test_sigterm_saves_and_ends_well(data, undisturbed, tmp_path):
 
         def and_ask(self, *arguments):
             if self.step == 4:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return step(self, *arguments)
 
         run_pretraining.Pretraining.make_step = and_ask
 
     text = complete(options(data / "prepared", output, *STEPS), log, patch=patch)
-    assert "Stopped by SIGTERM at step 6" in text and not (output / "model.safetensors").exists()
+    assert "Stopped at step 6, with a checkpoint" in text and not (output / "model.safetensors").exists()
     complete(options(data / "prepared", output, *STEPS, *LATEST), log)
     assert_same_run(output, undisturbed)
+
+
+def test_the_first_ctrl_c_is_a_request_and_the_second_an_end(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), run_pretraining.Termination(speaks=True) as termination:
+        assert termination.asked is None
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # what torchrun passes on
+        assert termination.asked is not None
+        termination.asked -= 3
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err.count("Stopping after this step, with a checkpoint") == 1
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @needs_fork

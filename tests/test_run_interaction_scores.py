@@ -261,3 +261,21 @@ def test_a_complex_without_scores_does_not_stop_the_others(model_folder, table, 
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
     reasons = {row["name"]: row["message"] for row in report["rejected"]}
     assert report["kept"] == 1 and "allocate memory" in reasons["full"] and "no block" in reasons["none"]
+
+
+def test_ctrl_c_keeps_the_scores_there_are(model_folder, table, tmp_path, monkeypatch):
+    real, out = run_interaction_scores.scores_of, tmp_path / "out"
+    table.write_text("name,smiles\nfirst,CCO.O\nnow,CCO.N\nlater,CCO.O\n", encoding="utf-8")
+
+    def scores_of(model, example, *options):
+        if example["name"] == "now":
+            raise KeyboardInterrupt
+        return real(model, example, *options)
+
+    monkeypatch.setattr(run_interaction_scores, "scores_of", scores_of)
+    with pytest.raises(KeyboardInterrupt):
+        run_main("--model_name_or_path", model_folder, "--input_file", table, "--output_dir", out)
+    assert {row["complex"] for row in read(out / "scores.csv")} == {"first"}
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    reasons = {row["name"]: row["reason"] for row in report["rejected"]}
+    assert report["kept"] == 1 and reasons == {"now": "stopped", "later": "stopped"} and report["files"]

@@ -1,10 +1,14 @@
+import sys
+
 import pytest
-from conftest import run
+from conftest import ROOT, run
 
 import list_interfaces
 import prepare_dataset
 import run_embedding
 import run_finetune
+from atomica_hf import StructureError
+from script_arguments import run_script
 
 
 NEEDED = {
@@ -32,3 +36,34 @@ def test_help_names_each_option_once_and_keeps_the_lines_of_the_description():
     done = run("list_interfaces.py", "--help")
     assert "\npython list_interfaces.py folder --output_file index.csv\n" in done.stdout
     assert "--output_file" in done.stdout and "--output-file" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error, code, said",
+    [
+        (StructureError("bad", "m.smi: no molecule"), 1, "train.py: error: m.smi: no molecule\n"),
+        (FileNotFoundError(2, "No such file", "m.smi"), 1, "train.py: error: [Errno 2] No such file: 'm.smi'\n"),
+        (KeyError("for the user"), 1, "train.py: error: 'for the user'\n"),
+        (KeyboardInterrupt(), 1, "train.py: stopped; go on.\n"),
+        (SystemExit(2), 2, ""),
+    ],
+)
+def test_a_script_ends_with_one_line(error, code, said, monkeypatch, capsys):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["somewhere/train.py"])
+    with pytest.raises(SystemExit) as end:
+        run_script(main, KeyError, stopped="stopped; go on.")
+    assert end.value.code == code and capsys.readouterr().err == said
+
+
+def test_a_mistake_of_the_script_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_script(lambda: 1 / 0)
+
+
+def test_every_script_ends_so():
+    texts = {path.name: path.read_text(encoding="utf-8") for path in ROOT.glob("*.py")}
+    scripts = {name for name, text in texts.items() if 'if __name__ == "__main__":' in text}
+    assert "run_pretraining.py" in scripts and not {name for name in scripts if "\n    run_script(" not in texts[name]}
