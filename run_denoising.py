@@ -40,6 +40,7 @@ from denoising import (
     rmsd,
     step_sizes,
 )
+from interface_options import Sides
 from model_loading import best_device, load_model
 from output_folder import file_name, remove_earlier, structure_suffix
 from script_arguments import ScriptParser, run_script
@@ -52,9 +53,6 @@ class DenoisingArguments:
     model_name_or_path: str = HfArg(
         default=str(ROOT), help="Folder or hub id of a pretrained Atomica model; by default this repository."
     )
-    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
-    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
-    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
     segment: int | None = HfArg(default=None, help="Which partner moves: 0, 1, ...; by default the last one.")
     perturb: list[str] = HfArg(
         default_factory=list,
@@ -125,17 +123,16 @@ def parse_levels(texts):
     return levels
 
 
-def read_examples(path, processor, arguments, report, **changes):
-    """File -> examples, at most --max_samples. `changes` are those of `ReadOptions`."""
+def read_examples(path, processor, sides, max_samples, report, **changes):
+    """File -> examples, at most `max_samples`. `changes` are those of `ReadOptions`."""
     options = dataclasses.replace(processor.read_options, **changes)
-    if arguments.side_a is not None or arguments.side_b is not None or arguments.ligand_smiles is not None:
-        sides = arguments.side_a, arguments.side_b, arguments.ligand_smiles
-        structures = iter(processor.read(Path(path), *sides, **changes))
+    if sides.named():
+        structures = iter(processor.read(Path(path), **sides.named(), **changes))
     else:
         structures = read_structures(path, report, options)
     examples = []
     for structure in structures:
-        if len(examples) == arguments.max_samples:
+        if len(examples) == max_samples:
             break
         try:
             examples.append(processor.encode(structure))
@@ -156,13 +153,16 @@ def named_atoms(example):
     return found
 
 
-def references(examples, arguments, processor):
+def references(examples, arguments, sides, processor):
     """Positions that examples should have, from --reference_file, or None for each. Its sides are not cut to what is near the
     other one: a side that moved has other neighbours."""
     if arguments.reference_file is None:
         return [None] * len(examples)
     try:
-        others = read_examples(arguments.reference_file, processor, arguments, ReadReport(strict=True), distance=math.inf)
+        report = ReadReport(strict=True)
+        others = read_examples(
+            arguments.reference_file, processor, sides, arguments.max_samples, report, distance=math.inf
+        )  # fmt: skip
     except StructureError as error:
         raise StructureError(error.code, f"--reference_file {arguments.reference_file}: {error}") from error
     if len(others) != len(examples):
@@ -315,8 +315,8 @@ def check(arguments, levels):
 
 
 def main(argv=None):
-    parser = ScriptParser(DenoisingArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    parser = ScriptParser([DenoisingArguments, Sides], description=__doc__)
+    arguments, sides = parser.parse_args_into_dataclasses(argv)
     levels = parse_levels(arguments.perturb)
     check(arguments, levels)
     try:
@@ -338,9 +338,9 @@ def main(argv=None):
     known = {"translation": arguments.translation_sigma, "atom": arguments.atom_sigma}
 
     report = ReadReport()
-    examples = read_examples(arguments.input_file, processor, arguments, report)
+    examples = read_examples(arguments.input_file, processor, sides, arguments.max_samples, report)
     work, rows = [], []
-    for index, (example, reference) in enumerate(zip(examples, references(examples, arguments, processor))):
+    for index, (example, reference) in enumerate(zip(examples, references(examples, arguments, sides, processor))):
         segment = max(example["token_type_ids"]) if arguments.segment is None else arguments.segment
         try:
             puzzle, segment = puzzle_of(example), int(segment)
@@ -395,7 +395,8 @@ def main(argv=None):
     measured_to = "the original" if levels else arguments.reference_file or "where they were before"
     result = {
         "structures": len(work), "measured_to": measured_to, "moved_segments": summary_of(rows, arguments.steps),
-        "motions": kinds, "factors": factors.tolist(), "arguments": dataclasses.asdict(arguments),
+        "motions": kinds, "factors": factors.tolist(),
+        "arguments": {**dataclasses.asdict(arguments), **dataclasses.asdict(sides)},
         "trajectories": trajectories, "files": files + trajectories, "input": report.to_dict(),
     }  # fmt: skip
     write_table(folder / "steps.csv", rows)

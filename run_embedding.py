@@ -4,6 +4,7 @@
 python run_embedding.py --model_name_or_path my-atomica --input_file molecules.csv --output_file vectors.parquet
 python run_embedding.py --model_name_or_path my-atomica --input_file complexes.csv --output_file vectors.parquet \\
     --representations h_graph z_interface --pooling mean_component_normalized --segment 1
+python run_embedding.py --input_file structures/ --interfaces all --output_file vectors.parquet
 
 `accelerate launch` or `torchrun --nproc_per_node N` instead of `python` divides the work among N processes, `--engine ray`
 among the machines of a Ray cluster. The input is cut into parts, whose vectors wait beside the output, in `OUTPUT.parts`; so
@@ -36,8 +37,9 @@ from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
 from embedding_map import PAGE, PICTURES, map_of_parquet
 from engines import ENGINES, check_engine, run_tasks
+from interface_options import Interfaces
 from model_loading import best_device, load_model
-from prepare_dataset import differences, for_model, input_fingerprint, load_examples, writing
+from prepare_dataset import differences, for_model, input_fingerprint, writing
 from script_arguments import ScriptParser, run_script
 
 
@@ -281,9 +283,9 @@ def _columns(dataset, name):
     return (table[name] for table in dataset.select_columns([name]).with_format("arrow").iter(batch_size=10_000))
 
 
-def read_input(arguments, model, processor, cache):
+def read_input(arguments, interfaces, model, processor, cache):
     """Dataset of what is to be embedded, indices of those that can be, and the report."""
-    dataset, report = load_examples(
+    dataset, report = interfaces.read(
         arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples,
         engine=arguments.engine, ray_address=arguments.ray_address,
     )  # fmt: skip
@@ -306,7 +308,7 @@ def read_input(arguments, model, processor, cache):
     return dataset, usable, report
 
 
-def what_vectors_depend_on(arguments, wanted, model, processor, device):
+def what_vectors_depend_on(arguments, interfaces, wanted, model, processor, device):
     """As `Parts` compares it."""
     weights = hashlib.sha256(model.config.to_json_string(use_diff=False).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -314,7 +316,7 @@ def what_vectors_depend_on(arguments, wanted, model, processor, device):
         weights.update(tensor.cpu().contiguous().numpy().tobytes())
     code = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(ROOT.glob("*_atomica.py")))).hexdigest()
     settings = {
-        **asdict(wanted), "max_samples": arguments.max_samples, "model": weights.hexdigest()[:16],
+        **asdict(wanted), **asdict(interfaces), "max_samples": arguments.max_samples, "model": weights.hexdigest()[:16],
         "device": torch.device(device).type, "code": code[:16], "torch": torch.__version__,
     }  # fmt: skip
     path = arguments.input_file
@@ -358,7 +360,7 @@ def device_of(arguments, state):
     return str(state.device)
 
 
-def run(arguments, columns, state):
+def run(arguments, interfaces, columns, state):
     """One process of a run: its share of the parts, and in the first process, the output."""
     output, device, first = Path(arguments.output_file), device_of(arguments, state), state.is_main_process
     model, processor = _model(arguments.model_name_or_path, arguments.dtype, "cpu" if arguments.engine == "ray" else device)
@@ -368,20 +370,21 @@ def run(arguments, columns, state):
             print("This model attends to padding: complexes are embedded one by one, so that no vector depends on others.")
         max_blocks = 1
     wanted = Wanted(columns, arguments.pooling, arguments.segment, arguments.dtype, max_blocks, arguments.num_threads)
-    parts = Parts(output, what_vectors_depend_on(arguments, wanted, model, processor, device))
+    parts = Parts(output, what_vectors_depend_on(arguments, interfaces, wanted, model, processor, device))
     try:
-        written, report = make_parts(arguments, state, parts, model, processor, wanted, device)
+        written, report = make_parts(arguments, interfaces, state, parts, model, processor, wanted, device)
     finally:
         parts.lock.release()
     if first:
         widths = model.representation_widths(arguments.pooling)
         wide = ", ".join(f"{name} {widths[name]}" for name in columns.values())
-        print(f"{output}: {written} vectors, one per {wanted.level}. Widths: {wide}. Input: {report.summary()}")
+        hint = interfaces.hint(arguments.input_file, report)
+        print(f"{output}: {written} vectors, one per {wanted.level}. Widths: {wide}. Input: {report.summary()}{hint}")
         if arguments.map:
             print("\n".join(map_of_parquet(str(output), arguments.map, column=next(iter(columns)))))
 
 
-def make_parts(arguments, state, parts, model, processor, wanted, device):
+def make_parts(arguments, interfaces, state, parts, model, processor, wanted, device):
     """The share of this process, and in the first the whole; returns the number of rows (None in others) and the report."""
     first, output = state.is_main_process, parts.output
     with state.main_process_first():
@@ -389,7 +392,7 @@ def make_parts(arguments, state, parts, model, processor, wanted, device):
             with writing(output):
                 parts.open()
         try:
-            dataset, usable, report = read_input(arguments, model, processor, parts.folder / "input")
+            dataset, usable, report = read_input(arguments, interfaces, model, processor, parts.folder / "input")
         except StructureError as error:
             if first and error.code != "cannot_write" and not list(parts.folder.glob("part-*")):
                 parts.remove()
@@ -423,14 +426,15 @@ def make_parts(arguments, state, parts, model, processor, wanted, device):
 
 
 def main(argv=None):
-    parser = ScriptParser(EmbeddingArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    parser = ScriptParser([EmbeddingArguments, Interfaces], description=__doc__)
+    arguments, interfaces = parser.parse_args_into_dataclasses(argv)
     columns, threads = check(arguments), torch.get_num_threads()
+    interfaces.check(arguments.input_file)
     on_cpu = (arguments.device or best_device()) == "cpu"  # else torchrun on a machine without a GPU would start separate runs
     state = PartialState(cpu=on_cpu, timeout=timedelta(hours=24))  # the others wait while the first process reads
     _model.cache_clear()  # a folder may hold another model by now
     try:
-        run(arguments, columns, state)
+        run(arguments, interfaces, columns, state)
     finally:
         torch.set_num_threads(threads)
     if state.num_processes > 1:

@@ -17,6 +17,7 @@ from transformers.hf_argparser import HfArg
 from atomic_files import write_table, write_text
 from atomica_hf import ROOT, AtomicaForMaskedLM, ReadReport, StructureError
 from drawing import draw_proposals
+from interface_options import Sides
 from model_loading import best_device, load_model
 from script_arguments import ScriptParser, run_script
 
@@ -34,9 +35,6 @@ class FillMaskArguments:
     )
     together: bool = HfArg(default=False, help="Hide all these blocks at once instead of one at a time.")
     top_k: int = HfArg(default=5, help="Proposals for each block.")
-    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
-    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
-    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
     batch_size: int = HfArg(default=16, help="Puzzles that the model sees at once.")
     device: str | None = HfArg(default=None, help="cpu, cuda, mps; by default the best there is.")
 
@@ -56,11 +54,11 @@ def check(arguments):
 
 
 def main(argv=None):
-    parser = ScriptParser(FillMaskArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    parser = ScriptParser([FillMaskArguments, Sides], description=__doc__)
+    arguments, sides = parser.parse_args_into_dataclasses(argv)
     check(arguments)
     blocks = [int(block) if block.isdecimal() else block for block in arguments.blocks]
-    options = {name: getattr(arguments, name) for name in ("top_k", "together", "side_a", "side_b", "ligand_smiles")}
+    options = {"top_k": arguments.top_k, "together": arguments.together, **sides.named()}
     model, processor = load_model(
         arguments.model_name_or_path, "float32", arguments.device or best_device(), AtomicaForMaskedLM
     )

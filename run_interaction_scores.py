@@ -13,23 +13,22 @@ import csv
 import json
 import re
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
-from atomica_hf import ROOT, ReadReport, StructureError
+from atomica_hf import ROOT, StructureError
 from atomica_hf.interpretation_atomica import READOUTS, check_arguments
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
-from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, suffix_of
+from interface_options import Interfaces
 from model_loading import best_device, load_model
 from output_folder import file_name, new_folder, remove_earlier, structure_suffix
-from prepare_dataset import for_model, is_prepared, load_examples
+from prepare_dataset import for_model
 from script_arguments import ScriptParser, run_script
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 
@@ -42,10 +41,6 @@ class InteractionArguments:
     input_file: str = HfArg(help="What to look at: .smi .csv .sdf .pdb .cif, an index CSV, a folder, or a prepared dataset.")
     output_dir: str = HfArg(help="Folder for scores.csv, report.json, and the files of each complex.")
     model_name_or_path: str = HfArg(default=str(ROOT), help="Folder or hub id of an Atomica model; by default this repository.")
-    interfaces: str | None = HfArg(default=None, help="'all' for every interface of PDB and mmCIF files.")
-    side_a: str | None = HfArg(default=None, help="First side of an interface of a PDB or mmCIF file, such as A or B_C.")
-    side_b: str | None = HfArg(default=None, help="Second side: chains, or a ligand such as A:UDP:900.")
-    ligand_smiles: str | None = HfArg(default=None, help="Bonds of the ligand.")
     segments: list[int] = HfArg(
         default_factory=list, help="Sides whose blocks get a score: 0, 1, ...; without this option all of them."
     )
@@ -103,24 +98,8 @@ def check(arguments):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise StructureError("usage", f"--{name} is {value}, expected a positive number.")
-    if arguments.interfaces is not None:
-        if sides_of(arguments):
-            raise StructureError("usage", "--interfaces excludes --side_a, --side_b and --ligand_smiles, which name one.")
-        if not is_raw(arguments.input_file):
-            raise StructureError("usage", f"--interfaces is for PDB and mmCIF files, not for {arguments.input_file}.")
     if Path(arguments.output_dir).is_file():
         raise StructureError("usage", f"--output_dir {arguments.output_dir} is a file, expected the name of a folder.")
-
-
-def sides_of(arguments):
-    """Options of `AtomicaProcessor.read` that name one interface; empty without any."""
-    sides = {name: getattr(arguments, name) for name in ("side_a", "side_b", "ligand_smiles")}
-    return {name: side for name, side in sides.items() if side is not None}
-
-
-def is_raw(path):
-    """Whether a path is a PDB or mmCIF file, or a folder that is no prepared dataset."""
-    return suffix_of(path) in MACROMOLECULE_SUFFIXES or (Path(path).is_dir() and not is_prepared(path))
 
 
 def as_options(error):
@@ -128,47 +107,11 @@ def as_options(error):
     return re.sub(r"`(\w+)(?:='(\w+)')?`", lambda found: f"--{found[1]}" + (f" {found[2]}" if found[2] else ""), str(error))
 
 
-def read_input(arguments, processor, cache):
-    """Dataset of what gets scores, and the report.
-
-    Raises:
-        `StructureError`: if nothing could be read, or the options do not fit the processor.
-    """
-    sides = sides_of(arguments)
-    if not sides:
-        options = replace(processor.read_options, interfaces=arguments.interfaces)
-        if options.as_published and options.interfaces:
-            message = f"{arguments.model_name_or_path}: its processor reads complexes as ATOMICA does, without --interfaces."
-            raise StructureError("usage", message)
-        return load_examples(
-            arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples, options=options
-        )  # fmt: skip
-    report, examples = ReadReport(), []
-    for structure in processor.read(Path(arguments.input_file), **sides):
-        try:
-            examples.append(processor.encode(structure))
-            report.keep(structure.notes)
-        except StructureError as error:
-            report.reject(structure.name, error)
-    if not examples:
-        raise StructureError("no_examples", f"{arguments.input_file}: nothing could be read. {report.summary()}")
-    return Dataset.from_list(examples), report
-
-
-def hint(arguments):
-    """What else a file may hold, if its interface was not named."""
-    if arguments.interfaces or sides_of(arguments) or not is_raw(arguments.input_file):
-        return ""
-    return (
-        f"\nNo sides were named. `python list_interfaces.py {arguments.input_file}` prints what --side_a and --side_b "
-        "can name; --interfaces all scores every interface."
-    )
-
-
 def main(argv=None):
-    parser = ScriptParser(InteractionArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    parser = ScriptParser([InteractionArguments, Interfaces], description=__doc__)
+    arguments, interfaces = parser.parse_args_into_dataclasses(argv)
     check(arguments)
+    interfaces.check(arguments.input_file)
     model, processor = load_model(arguments.model_name_or_path, arguments.dtype, arguments.device or best_device())
     if model.config.attend_to_padding:
         print("This model attends to padding: hidden blocks are looked at one by one, so that no score depends on others.")
@@ -178,7 +121,9 @@ def main(argv=None):
     caption = f"Cosine of {arguments.readout} before and after hiding one block. Model: {model_name}."
     options = (arguments.segments or None, arguments.readout, arguments.max_blocks_per_batch)
     with tempfile.TemporaryDirectory() as cache:
-        dataset, report = read_input(arguments, processor, cache)
+        dataset, report = interfaces.read(
+            arguments.input_file, processor, cache, arguments.num_proc, arguments.max_samples
+        )  # fmt: skip
         dataset = for_model(dataset, model.config, arguments.input_file)
         with (
             new_folder(folder),
@@ -210,14 +155,12 @@ def main(argv=None):
                 report.kept -= len(late)
                 for name in late:
                     report.reject(name, StructureError("stopped", "Ctrl-C came before it had scores."))
+            summary = report.summary() + interfaces.hint(arguments.input_file, report)
             if not report.kept:
-                raise StructureError(
-                    "no_scores", f"{arguments.input_file}: no complex got scores. {report.summary()}{hint(arguments)}"
-                )
+                raise StructureError("no_scores", f"{arguments.input_file}: no complex got scores. {summary}")
     remove_earlier(folder, files)
     write_text(folder / "report.json", json.dumps({**report.to_dict(), "files": files}, indent=1))
-    left_out = any(note.startswith("molecule_left_out") for note in report.notes)
-    print(f"{folder / 'scores.csv'}: {written} scores. Input: {report.summary()}{hint(arguments) if left_out else ''}")
+    print(f"{folder / 'scores.csv'}: {written} scores. Input: {summary}")
     if late:
         raise KeyboardInterrupt
 

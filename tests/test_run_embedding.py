@@ -117,6 +117,25 @@ def test_representations_have_columns_of_their_names(model_folder, tmp_path, pro
     assert {"block", "token", "h_block", "z_block"} <= set(rows[0]) and len(rows[0]["h_block"]) == 8
 
 
+def test_an_interface_of_a_file_is_named_or_all_are_embedded(shared, model_folder, tmp_path, processor, capsys):
+    folder, out = shared / "data/complexes/atomica_examples", tmp_path / "v.parquet"
+    base = ("--model_name_or_path", model_folder, "--output_file", out, "--representations", "h_graph")
+    run_main(*base, "--input_file", folder / "6llw.cif")
+    assert "list_interfaces.py" in capsys.readouterr().out
+    run_main(*base, "--input_file", folder / "6llw.cif", "--side_a", "A", "--side_b", "A:UDP:900")
+    assert "list_interfaces.py" not in capsys.readouterr().out
+    (row,) = pq.read_table(out).to_pylist()
+    model, _ = run_embedding.load_model(str(model_folder), "float64")
+    inputs = processor.encode(processor.read(folder / "6llw.cif", "A", "A:UDP:900")[0])
+    expected = run_embedding.embed(model, [inputs])[0]["h_graph"]
+    assert np.abs(np.array(row["h_graph"]) - expected).max() < 1e-9
+    run_main(*base, "--input_file", folder / "6hrg.cif", "--interfaces", "all")
+    names = pq.read_table(out)["name"].to_pylist()
+    assert names == ["6hrg_A_A_ZN_301", "6hrg_A_A_ZN_302", "6hrg_A_A_K_304"]
+    with pytest.raises(StructureError, match="--interfaces excludes --side_a"):
+        run_main(*base, "--input_file", folder / "6hrg.cif", "--interfaces", "all", "--side_a", "A")
+
+
 def test_names_that_do_not_fit_together_are_named(model_folder, table, tmp_path):
     base = ("--model_name_or_path", model_folder, "--input_file", table, "--output_file", tmp_path / "v.parquet")
     for options, words in (
