@@ -28,15 +28,18 @@ from atomic_files import write_text
 from atomica_hf import ROOT, AtomicaProcessor, StructureError
 from baselines import BASELINES, predict_baseline
 from benchmark_tasks import NAME, TASKS, BenchmarkTask
+from finetuning_arguments import STRATEGIES, check_options, parse
 from finetuning_data import Encoded, read_labels, read_source
+from finetuning_models import load_config
 from finetuning_report import write_predictions
+from finetuning_task import split_rows
 from metrics_atomica import CLASSES, PRIMARY, REGRESSION
 from splitting import SETS
 
 
 SCRATCH = "scratch"  # a model without weights, and the strategy of that name
 RANDOM_PROBE = "random_linear_probe"  # on vectors of the configuration of a model, with random weights
-CHECKPOINT_STRATEGIES = (*run_finetune.STRATEGIES, RANDOM_PROBE)
+CHECKPOINT_STRATEGIES = (*STRATEGIES, RANDOM_PROBE)
 BASELINE = "baseline"
 RESULT_FILE, LOG_FILE, PREDICTIONS_FILE = "result.json", "log.txt", "predictions.csv"
 KEPT_FILES = (RESULT_FILE, LOG_FILE, PREDICTIONS_FILE, "metrics.json", "split.json", "learning_curve.png")
@@ -143,7 +146,7 @@ def rows_of(models, strategies, with_baselines):
             continue
         usage(name in (SCRATCH, BASELINE), f"--models {given}: {name!r} has a meaning here; use name=path.")
         folder = checkpoint_folder(path)
-        run_finetune.load_config(folder)
+        load_config(folder)
         weights = weights_hash(folder)
         rows += [Row(name, strategy, folder, weights) for strategy in dict.fromkeys(strategies)]
     if with_baselines:
@@ -224,8 +227,8 @@ def check_words(words, name):
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            options = run_finetune.parse(words)
-        run_finetune.check_options(options)
+            options = parse(words)
+        check_options(options)
     except SystemExit as error:  # of argparse
         raise StructureError("usage", f"{name}: {complaint.getvalue().strip().splitlines()[-1]}") from error
     except StructureError as error:
@@ -382,7 +385,7 @@ def load_task(words, name):
     source = read_source(options.data.train_file, processor, options.data.smiles_column)
     excluded = [column for column in (options.data.split_column, options.data.group_column) if column]
     labels = read_labels(source, options.data.label_columns, options.data.problem_type, None, False, excluded)
-    return source, labels, run_finetune.split_rows(source, labels, options.data)
+    return source, labels, split_rows(source, labels, options.data)
 
 
 def task_of(cell):

@@ -10,12 +10,10 @@ from tqdm.auto import tqdm
 
 from atomic_files import save_figure, write_table, write_text
 from baselines import BASELINES, mean_prediction, predict_baseline
+from finetuning_arguments import PROBES
 from metrics_atomica import CLASSES, MULTI_LABEL, PRIMARY, REGRESSION, full_report
 from model_card import front_matter, markdown_table
 from splitting import SETS
-
-
-PROBES = ("linear_probe", "random_forest")
 
 
 def stack(predictions, rows):

@@ -17,6 +17,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+import finetuning_models
+import finetuning_training
 import run_embedding
 import run_finetune
 from atomica_hf import AtomicaConfig, AtomicaForSequenceClassification, StructureError
@@ -283,8 +285,8 @@ def test_a_teacher_labels_more_molecules(regression, data, cache, tmp_path, monk
     folder, _, _ = regression
     (tmp_path / "more.smi").write_text("\n".join(SMILES[:5]))
     sizes = []
-    make = run_finetune.make_trainer
-    monkeypatch.setattr(run_finetune, "make_trainer", lambda *arguments: record(make(*arguments), sizes))
+    make = finetuning_training.make_trainer
+    monkeypatch.setattr(finetuning_training, "make_trainer", lambda *arguments: record(make(*arguments), sizes))
     options = ("--config_overrides", TINY, "--label_columns", "share", "--teacher", folder)
     finetune(tmp_path / "m", data, cache, *options, "--unlabeled", tmp_path / "more.smi")
     assert [len(examples) for examples in sizes] == [24 + 2 * 5]  # the teacher has two conformers of each
@@ -521,7 +523,7 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_said_before_training(options, words, data, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_finetune.FinetuningTrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
+    monkeypatch.setattr(finetuning_training.FinetuningTrainer, "train", lambda *args, **kwargs: pytest.fail("training began"))
     with pytest.raises(StructureError, match=words):
         finetune(tmp_path / "m", data, cache, *options)
 
@@ -583,20 +585,20 @@ def test_the_last_layer_takes_up_the_units(pooling, processor):
     inputs = processor(SMILES[:3], return_tensors="pt")
     before = model(**inputs).logits.detach().numpy()
     mean, std = np.array([5.0, -3.0]) * (pooling == "graph"), np.array([2.0, 10.0])
-    run_finetune.scale_head(model, mean, std)
+    finetuning_models.scale_head(model, mean, std)
     assert np.abs(model(**inputs).logits.detach().numpy() - (before * std + mean)).max() < 1e-6
-    run_finetune.unscale_head(model, mean, std)
+    finetuning_models.unscale_head(model, mean, std)
     assert np.abs(model(**inputs).logits.detach().numpy() - before).max() < 1e-6
 
 
 def test_balanced_weights_by_hand():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     labels, weights = torch.tensor([0.0, 1.0, float("nan")]), torch.tensor([1.0, 3.0])
-    found = run_finetune.weighted_loss(logits, labels, weights, "single_label_classification")
+    found = finetuning_training.weighted_loss(logits, labels, weights, "single_label_classification")
     first, second = -torch.log_softmax(logits, -1)[[0, 1], [0, 1]]
     assert found == pytest.approx(float((first + 3 * second) / 4))
     labels = torch.tensor([[1.0, float("nan")], [0.0, -1.0], [0.0, 1.0]])
-    found = run_finetune.weighted_loss(logits, labels, weights, "multi_label_classification")
+    found = finetuning_training.weighted_loss(logits, labels, weights, "multi_label_classification")
     chance = torch.sigmoid(torch.tensor([2.0, 0.0, 1.0, 1.0]))  # of the labels that are there: 1, 0, 0 and, weighted, 1
     expected = -(chance[0].log() + (1 - chance[1]).log() + (1 - chance[2]).log() + 3 * chance[3].log()) / 4
     assert found == pytest.approx(float(expected))
