@@ -20,6 +20,8 @@ from tqdm.auto import tqdm
 
 from atomica_hf import ROOT, ReadReport, StructureError
 from atomica_hf.structure_atomica import suffix_of
+from dataset_shards import as_read_report, prepare, report_text
+from model_loading import load_processor
 from original_data import (
     ORIGINAL_SUFFIXES,
     example_to_record,
@@ -27,7 +29,7 @@ from original_data import (
     read_original_records,
     record_to_example,
 )  # fmt: skip
-from prepare_dataset import as_read_report, is_prepared, load_prepared, load_processor, prepare, report_text
+from prepared_datasets import is_prepared, load_prepared
 from script_arguments import ScriptParser, run_script
 
 

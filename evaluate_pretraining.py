@@ -24,7 +24,7 @@ from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from atomica_hf.data_collator_atomica import task_flags
 from model_card import markdown_table
 from model_loading import best_device, load_model
-from prepare_dataset import for_model, load_prepared
+from prepared_datasets import for_model, load_prepared
 from pretraining_arguments import PuzzleArguments
 from pretraining_losses import TOP, ComplexLosses, losses_of
 from pretraining_report import UNITS

@@ -36,7 +36,7 @@ from atomica_hf.structure_atomica import (
     structure_from_smiles,
 )
 from metrics_atomica import CLASSES, MULTI_LABEL, REGRESSION
-from prepare_dataset import FEATURES, OPTIONAL_FEATURES, is_prepared, load_prepared, vocabulary_hash
+from prepared_datasets import FEATURES, OPTIONAL_FEATURES, is_prepared, load_prepared, vocabulary_hash
 
 
 NAME_COLUMNS = ("name", "id", "mol_id", "cmpd_chemblid", "pdb_id")

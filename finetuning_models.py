@@ -12,19 +12,17 @@ from atomica_hf import (
     AtomicaForSequenceClassification,
     AtomicaForTokenClassification,
     AtomicaModel,
-    AtomicaProcessor,
     StructureError,
 )
 from metrics_atomica import REGRESSION
+from model_loading import load_processor
 
 
-def load_processor(options, folder=None):
+def processor_of(options, folder=None):
     """That of a folder, or the one that the options name."""
-    name = folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT)
-    try:
-        return AtomicaProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise StructureError("no_processor", f"{name}: no Atomica processor there ({str(error).splitlines()[0]}).") from error
+    return load_processor(
+        folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT)
+    )  # fmt: skip
 
 
 def load_config(name):

@@ -17,7 +17,7 @@ from atomic_files import replacing
 from atomica_hf import AtomicaModel
 from baselines import fit_predict
 from finetuning_data import LabelledExamples, check_model
-from finetuning_models import load_processor, new_config
+from finetuning_models import new_config, processor_of
 from model_loading import load_model as load_encoder
 from run_embedding import batches, embed
 
@@ -78,7 +78,7 @@ def run_probe(options, task, record, folder):
     if options.model.model_name_or_path:
         model, processor = load_encoder(options.model.model_name_or_path)
     else:
-        processor = load_processor(options)
+        processor = processor_of(options)
         set_seed(options.training.seed)
         model = AtomicaModel(new_config(options.model, len(processor.tokenizer), task.labels)).eval()
     check_model(task.encoded, model.config, task.source.path)

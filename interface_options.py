@@ -9,7 +9,8 @@ from transformers.hf_argparser import HfArg
 
 from atomica_hf import ReadReport, StructureError
 from atomica_hf.structure_atomica import MACROMOLECULE_SUFFIXES, suffix_of
-from prepare_dataset import is_prepared, load_examples
+from dataset_shards import load_examples
+from prepared_datasets import is_prepared
 
 
 @dataclass

@@ -16,6 +16,19 @@ def best_device():
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def load_processor(name) -> AtomicaProcessor:
+    """The processor of a folder or hub id.
+
+    Raises:
+        `StructureError`: if there is none.
+    """
+    try:
+        return AtomicaProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        message = f"{name}: no Atomica processor there ({str(error).splitlines()[0]})."
+        raise StructureError("no_processor", message) from error
+
+
 @contextmanager
 def _errors_only():
     """Without the table of weights that are missing, which the error names."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prepare_dataset import FEATURES, OPTIONAL_FEATURES, REPORT_FILE
+from prepared_datasets import FEATURES, OPTIONAL_FEATURES, REPORT_FILE
 from pretraining_arguments import UsageError
 
 

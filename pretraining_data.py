@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from atomica_hf import StructureError
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
-from prepare_dataset import REPORT_FILE, for_model, is_prepared, join_datasets, load_examples, vocabulary_hash
+from dataset_shards import load_examples
+from prepared_datasets import REPORT_FILE, for_model, is_prepared, join_datasets, vocabulary_hash
 from pretraining_arguments import UsageError
 from pretraining_checks import ExampleCheck, check_shards, read_report, read_shards, unreadable
 from pretraining_losses import losses_of, puzzle_weights

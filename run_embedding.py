@@ -35,11 +35,12 @@ from atomica_hf import ROOT, StructureError
 from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS, REPRESENTATIONS, check_representations
 from atomica_hf.pipelines_atomica import model_inputs
 from atomica_hf.processing_atomica import pad_examples
+from dataset_shards import differences, input_fingerprint, writing
 from embedding_map import PAGE, PICTURES, map_of_parquet
 from engines import ENGINES, check_engine, run_tasks
 from interface_options import Interfaces
 from model_loading import best_device, load_model
-from prepare_dataset import differences, for_model, input_fingerprint, writing
+from prepared_datasets import for_model
 from script_arguments import ScriptParser, run_script
 
 

@@ -22,7 +22,7 @@ from atomic_files import write_text
 from atomica_hf import AtomicaCollator, AtomicaModel, StructureError
 from finetuning_arguments import PROBES, check_options, parse
 from finetuning_data import LabelledExamples, Labels, check_model, read_source
-from finetuning_models import load_processor, model_class
+from finetuning_models import model_class, processor_of
 from finetuning_probes import predict_probe, run_probe
 from finetuning_report import write_predictions, write_results
 from finetuning_task import build, prepare_task
@@ -70,7 +70,7 @@ def labels_of_record(record, num_rows):
 def predict_folder(folder, path, options):
     """A trained folder and a file -> (record, source, examples, predictions by row, each the mean over the members)."""
     record = read_record(folder)
-    processor = load_processor(options, folder)
+    processor = processor_of(options, folder)
     if record["strategy"] not in PROBES:
         cls = model_class(record["of_blocks"])
         models = [load_member(cls, Path(folder) / member) for member in record["members"]]
@@ -242,7 +242,7 @@ def main(argv=None):
         )
     if str(options.training.resume_from_checkpoint).lower() in ("latest", "true") and not any(found) and not searched:
         raise StructureError("usage", f"--resume_from_checkpoint latest: no checkpoint in {folder}.")
-    processor = load_processor(options)
+    processor = processor_of(options)
     if options.training.do_predict:
         read_source(options.data.predict_file, processor, options.data.smiles_column, options.data.max_samples)
     task = prepare_task(options, processor)

@@ -28,7 +28,7 @@ from atomica_hf.processing_atomica import pad_examples
 from interface_options import Interfaces
 from model_loading import best_device, load_model
 from output_folder import file_name, new_folder, remove_earlier, structure_suffix
-from prepare_dataset import for_model
+from prepared_datasets import for_model
 from script_arguments import ScriptParser, run_script
 from structure_page import COLUMNS, b_factors, draw_fragments, molecule_of, page, score_rows
 

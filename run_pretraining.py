@@ -36,9 +36,9 @@ from atomica_hf import (
     AtomicaConfig,
     AtomicaForPreTraining,
     AtomicaPreTrainingCollator,
-    AtomicaProcessor,
 )  # fmt: skip
 from atomica_hf.data_collator_atomica import task_flags
+from model_loading import load_processor
 from pretraining_arguments import UsageError, parse_arguments
 from pretraining_checkpoints import (
     NotWrittenError,
@@ -78,14 +78,6 @@ SAME_WHEN_RESUMED = (
 
 
 # what a run begins with -------------------------------------------------------------------------------------------------
-
-
-def load_processor(arguments):
-    name = arguments.processor_name_or_path or arguments.model_name_or_path or str(ROOT)
-    try:
-        return AtomicaProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{name}: no Atomica processor there ({error}).") from error
 
 
 def load_model(arguments, task, processor):
@@ -704,7 +696,7 @@ def main(argv=None):
     begun = output_dir.is_dir()
     accelerator, is_sharded = make_accelerator(optimization)
     set_seed(optimization.seed)
-    processor = load_processor(model_arguments)
+    processor = load_processor(model_arguments.processor_name_or_path or model_arguments.model_name_or_path or str(ROOT))
     model = load_model(model_arguments, puzzle.task, processor)
     collators = make_collators(puzzle, data_arguments, optimization, model.config)
     if model_arguments.gradient_checkpointing:

@@ -21,7 +21,8 @@ from transformers.hf_argparser import HfArg
 
 from atomic_files import replacing, write_text
 from atomica_hf import StructureError
-from prepare_dataset import REPORT_FILE, SHARD_SIZE
+from dataset_shards import SHARD_SIZE
+from prepared_datasets import REPORT_FILE
 from script_arguments import ScriptParser, run_script
 from splitting import group_split
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from atomica_hf import AtomicaModel, AtomicaProcessor  # noqa: E402
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples  # noqa: E402
-from prepare_dataset import load_examples  # noqa: E402
+from dataset_shards import load_examples  # noqa: E402
 
 
 SETTINGS = {  # what is compared with the model as converted

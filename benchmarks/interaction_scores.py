@@ -28,8 +28,9 @@ from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS  # noqa: E402
 from atomica_hf.interpretation_atomica import mask_each_block  # noqa: E402
 from atomica_hf.pipelines_atomica import model_inputs  # noqa: E402
 from atomica_hf.processing_atomica import pad_examples  # noqa: E402
+from dataset_shards import load_examples  # noqa: E402
 from model_loading import load_model  # noqa: E402
-from prepare_dataset import for_model, load_examples  # noqa: E402
+from prepared_datasets import for_model  # noqa: E402
 from run_interaction_scores import scores_of  # noqa: E402
 from script_arguments import ScriptParser  # noqa: E402
 from structure_page import contact_distances  # noqa: E402

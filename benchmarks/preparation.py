@@ -17,7 +17,8 @@ import pyarrow.compute as pc  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
 from atomica_hf import ROOT, StructureError  # noqa: E402
-from prepare_dataset import load_processor, prepare  # noqa: E402
+from dataset_shards import prepare  # noqa: E402
+from model_loading import load_processor  # noqa: E402
 
 
 def row(path, processor, max_samples):

@@ -30,7 +30,7 @@ def shard_table(rng, first, count, vocab_size):
     import numpy as np
     import pyarrow as pa
 
-    from prepare_dataset import FEATURES, OPTIONAL_FEATURES
+    from prepared_datasets import FEATURES, OPTIONAL_FEATURES
 
     schema = type(FEATURES)({**FEATURES, **OPTIONAL_FEATURES}).arrow_schema
     blocks = np.clip(rng.lognormal(np.log(MEDIAN_BLOCKS), 0.6, count).astype(int), 4, 400)
@@ -77,7 +77,7 @@ def make_corpus(folder, examples):
     import pyarrow.parquet as pq
 
     from atomica_hf import AtomicaProcessor
-    from prepare_dataset import REPORT_FILE, vocabulary_hash
+    from prepared_datasets import REPORT_FILE, vocabulary_hash
 
     tokenizer = AtomicaProcessor.from_pretrained(ROOT).tokenizer
     folder.mkdir(parents=True)

@@ -16,8 +16,10 @@ import pytest
 from conftest import ROOT, VOCAB_SIZE, run
 
 import convert_original_data
+import dataset_shards
 import plain_pickle
 import prepare_dataset
+import prepared_datasets
 from atomica_hf import AtomicaPreTrainingCollator, ReadReport, StructureError
 from convert_original_data import example_to_record, read_original_records, record_to_example
 from original_data import NO_TORSION_MASK, UNKNOWN_ELEMENT, read_original_examples
@@ -579,20 +581,20 @@ def test_bad_records_among_good_ones_are_counted_and_named(records, tmp_path, pr
     bare["data"]["A"][1] = 1
     lines[2:2] = [json.dumps(bad), "{'id': 1}", "", "[1, 2]", json.dumps(bare)]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    dataset, report = prepare_dataset.load_examples(tmp_path / "x.jsonl", processor, tmp_path / "cache", progress=False)
+    dataset, report = dataset_shards.load_examples(tmp_path / "x.jsonl", processor, tmp_path / "cache", progress=False)
     assert report.kept == len(dataset) == len(records) + 1
     assert [(name, code) for name, code, _ in report.rejected] == [
         ("bad one", "bad_token"), ("x.jsonl line 4", "bad_json"), ("x.jsonl line 6", "not_a_record"),
     ]  # fmt: skip
     assert report.notes == {NO_TORSION_MASK: 1, UNKNOWN_ELEMENT: 1}
     assert dataset["label"][:4] == [0.0, 1.0, None, 2.0] and set(dataset["modality_ids"]) == {None, 1}
-    assert set(dataset.column_names) == {*prepare_dataset.FEATURES, "label", "modality_ids"}
+    assert set(dataset.column_names) == {*prepared_datasets.FEATURES, "label", "modality_ids"}
     for row, record in zip([r for r in dataset if r["name"] != "bare"], records):
         expected = convert(record, record["id"])
         same({key: value for key, value in row.items() if value is not None}, expected)
-    again, same_report = prepare_dataset.load_examples(tmp_path / "x.jsonl", processor, tmp_path / "cache", progress=False)
+    again, same_report = dataset_shards.load_examples(tmp_path / "x.jsonl", processor, tmp_path / "cache", progress=False)
     assert again["name"] == dataset["name"] and same_report == report
-    few, report = prepare_dataset.load_examples(
+    few, report = dataset_shards.load_examples(
         tmp_path / "x.jsonl", processor, tmp_path / "cache", max_samples=3, progress=False
     )
     assert len(few) == 2 and len(report.rejected) == 1
@@ -602,12 +604,12 @@ def test_a_file_without_a_usable_record_leaves_nothing_behind(tmp_path, processo
     cache = tmp_path / "cache"
     write_json_lines(tmp_path / "none.jsonl", [{"id": "a"}])
     with pytest.raises(StructureError, match="no usable example(.|\n)*a: has id, but no X, B"):
-        prepare_dataset.load_examples(tmp_path / "none.jsonl", processor, cache, progress=False)
+        dataset_shards.load_examples(tmp_path / "none.jsonl", processor, cache, progress=False)
     (tmp_path / "cut.pkl").write_bytes(pickle.dumps([make_record(f"r{i}") for i in range(9)])[:-20])
     with pytest.raises(StructureError, match="cut.pkl: ends in the middle of a record, after 8 complete ones"):
-        prepare_dataset.load_examples(tmp_path / "cut.pkl", processor, cache, progress=False)
+        dataset_shards.load_examples(tmp_path / "cut.pkl", processor, cache, progress=False)
     with pytest.raises(StructureError, match="missing.pkl: no such file"):
-        prepare_dataset.load_examples(tmp_path / "missing.pkl", processor, cache, progress=False)
+        dataset_shards.load_examples(tmp_path / "missing.pkl", processor, cache, progress=False)
     assert not list(cache.iterdir())
 
 
@@ -626,16 +628,16 @@ def test_block_features_are_of_one_width(tmp_path, processor):
         write_json_lines(tmp_path / "b.jsonl", [make_record()]),
         write_json_lines(tmp_path / "c.jsonl", [with_features(3, name="c", seed=1)]),
     ]  # fmt: skip
-    found = [prepare_dataset.load_examples(path, processor, tmp_path / "cache", progress=False) for path in paths]
+    found = [dataset_shards.load_examples(path, processor, tmp_path / "cache", progress=False) for path in paths]
     datasets = [dataset for dataset, _ in found]
     assert [(name, code) for name, code, _ in found[0][1].rejected] == [
         ("none", "other_block_features"), ("complex", "other_block_features"),
     ]  # fmt: skip
     assert np.shape(datasets[0][0]["block_features"]) == (6, 3)
-    joined = prepare_dataset.join_datasets([datasets[0], datasets[2]])
+    joined = prepared_datasets.join_datasets([datasets[0], datasets[2]])
     assert joined["name"][:] == ["a", "b", "c"] and np.shape(joined[2]["block_features"]) == (6, 3)
     with pytest.raises(StructureError, match="widths 3, 0"):
-        prepare_dataset.join_datasets(datasets[:2])
+        prepared_datasets.join_datasets(datasets[:2])
 
 
 def test_inputs_of_different_kinds_become_one_dataset(tmp_path, processor, records, capsys):
@@ -643,7 +645,7 @@ def test_inputs_of_different_kinds_become_one_dataset(tmp_path, processor, recor
     write_json_lines(tmp_path / "x.jsonl", records)
     out = tmp_path / "out"
     prepare_dataset.main([str(tmp_path / "m.csv"), str(tmp_path / "x.jsonl"), "--output_dir", str(out)])
-    dataset = prepare_dataset.load_prepared(out, processor.tokenizer)
+    dataset = prepared_datasets.load_prepared(out, processor.tokenizer)
     assert dataset["name"][:] == ["CCO", *(record["id"] for record in records)]
     assert dataset["label"][:3] == [None, 0.0, 1.0]
     again = [convert(record, record["id"]) for record in records]
@@ -669,7 +671,7 @@ def test_the_script_converts_there_and_back(tmp_path, records, processor):
     done = run("convert_original_data.py", good, "--output_dir", tmp_path / "d")
     assert done.returncode == 0, done.stderr
     assert f"{len(records)} records kept, 1 rejected (1 x missing_field)" in done.stdout
-    dataset = prepare_dataset.load_prepared(tmp_path / "d", processor.tokenizer)
+    dataset = prepared_datasets.load_prepared(tmp_path / "d", processor.tokenizer)
     assert dataset["name"][:] == [record["id"] for record in records]
     done = run("convert_original_data.py", "--reverse", tmp_path / "d", "--output_file", tmp_path / "back.jsonl.gz")
     assert done.returncode == 0 and f"{len(records)} examples kept, 0 rejected" in done.stdout, done.stderr

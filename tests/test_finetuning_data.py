@@ -11,8 +11,8 @@ from rdkit.Chem import AllChem
 
 import finetuning_data as fd
 from atomica_hf import AtomicaCollator, StructureError
+from dataset_shards import prepare
 from metrics_atomica import CLASSES, MULTI_LABEL, REGRESSION
-from prepare_dataset import prepare
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from conftest import random_rotation, tiny_config, tiny_model
 from atomica_hf import AtomicaForInterfaceContrast, AtomicaModel
 from atomica_hf.data_collator_atomica import Puzzle
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
-from prepare_dataset import load_examples
+from dataset_shards import load_examples
 
 
 NORMALIZED = "mean_component_normalized"

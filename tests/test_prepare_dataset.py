@@ -15,11 +15,15 @@ import pytest
 from conftest import ROOT, run
 from datasets import Dataset, Features, load_dataset
 
+import dataset_reading
+import dataset_shards
 import prepare_dataset
+import prepared_datasets
 from atomica_hf import ReadReport, StructureError
 from atomica_hf.processing_atomica import AtomicaProcessor
+from dataset_shards import load_examples
 from original_data import example_to_record
-from prepare_dataset import FEATURES, JOURNAL_FILE, OPTIONAL_FEATURES, REPORT_FILE, load_examples, load_prepared
+from prepared_datasets import FEATURES, JOURNAL_FILE, OPTIONAL_FEATURES, REPORT_FILE, load_prepared
 
 
 SMILES = "smiles,name\nCCO,a\nc1ccc,b\nCCN,c\nOc1ccccc1.O,d\n"
@@ -66,7 +70,7 @@ def content(folder):
 def test_a_dataset_is_what_the_processor_makes(tmp_path, processor, capsys):
     (tmp_path / "m.csv").write_text(SMILES)
     report = ReadReport()
-    found = list(prepare_dataset.read_examples(tmp_path / "m.csv", processor, report))
+    found = list(dataset_reading.read_examples(tmp_path / "m.csv", processor, report))
     assert report.kept == 3 and [name for name, _, _ in report.rejected] == ["m.csv row 2: b"]
     script(tmp_path / "m.csv", "--output_dir", tmp_path / "d")
     dataset = load_prepared(tmp_path / "d", processor.tokenizer)
@@ -170,8 +174,8 @@ def test_the_script_killed_from_outside_goes_on(tmp_path):
 
 def test_workers_that_hang_or_die_are_replaced_and_change_nothing_else(tmp_path, processor, monkeypatch):
     write_smiles(tmp_path / "m.csv", "CCO", "CCN", "c1cc", "CCO", "CCC", "CCCC", "CCS")
-    one = prepare_dataset.prepare([tmp_path / "m.csv"], tmp_path / "one", processor, shard_size=2, progress=False)
-    real = prepare_dataset.list_inputs
+    one = dataset_shards.prepare([tmp_path / "m.csv"], tmp_path / "one", processor, shard_size=2, progress=False)
+    real = dataset_reading.list_inputs
 
     def with_bad_ones(path, options):
         work = real(path, options)
@@ -179,8 +183,8 @@ def test_workers_that_hang_or_die_are_replaced_and_change_nothing_else(tmp_path,
         work.insert(4, ("hangs", hashlib.pbkdf2_hmac, ("sha256", b"", b"", 2**31 - 1)))  # native, not to be interrupted
         return work
 
-    monkeypatch.setattr(prepare_dataset, "list_inputs", with_bad_ones)
-    two = prepare_dataset.prepare(
+    monkeypatch.setattr(dataset_reading, "list_inputs", with_bad_ones)
+    two = dataset_shards.prepare(
         [tmp_path / "m.csv"], tmp_path / "two", processor, num_proc=2, shard_size=2, time_limit=2.0, progress=False
     )
     died, *rest, slow = two["rejected"]
@@ -193,17 +197,17 @@ def test_workers_that_hang_or_die_are_replaced_and_change_nothing_else(tmp_path,
 
 def test_one_piece_of_work_gives_its_examples_or_says_why_not(processor, tmp_path):
     file = write_smiles(tmp_path / "m.csv", "CCO", "c1cc")
-    good, bad = prepare_dataset.list_inputs(file, processor.read_options)
-    place, (name, ((example, notes),), errors) = prepare_dataset._encode(processor, ((3, 1), good))
+    good, bad = dataset_reading.list_inputs(file, processor.read_options)
+    place, (name, ((example, notes),), errors) = dataset_reading._encode(processor, ((3, 1), good))
     assert (place, name, example["name"], errors) == ((3, 1), "m.csv row 1: a", "a", [])
-    _, (name, examples, (error,)) = prepare_dataset._encode(processor, ((3, 2), bad))
+    _, (name, examples, (error,)) = dataset_reading._encode(processor, ((3, 2), bad))
     assert (name, examples, error.code) == ("m.csv row 2: b", [], "smiles_syntax")
-    place, (name, examples, (error,)) = prepare_dataset._failed(((3, 1), good), "time_limit", "took longer than 1 s")
+    place, (name, examples, (error,)) = dataset_reading._failed(((3, 1), good), "time_limit", "took longer than 1 s")
     assert (place, examples, error.code, str(error)) == ((3, 1), [], "time_limit", "m.csv row 1: a: took longer than 1 s.")
 
 
 @contextlib.contextmanager
-def writing_on_a_full_disk(path, size, writing=prepare_dataset.writing):
+def writing_on_a_full_disk(path, size, writing=dataset_shards.writing):
     """Stands for `writing`: in its block no file grows beyond a size; the write fails in the middle."""
     resource = pytest.importorskip("resource", reason="limits of the file size are of POSIX")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -224,7 +228,7 @@ def test_a_full_disk_is_said_and_damages_nothing(tmp_path, monkeypatch):
     assert smallest < largest
     for size in (100, 1000, smallest - 1, smallest, largest - 1):
         with monkeypatch.context() as patch:
-            patch.setattr(prepare_dataset, "writing", lambda path, size=size: writing_on_a_full_disk(path, size))
+            patch.setattr(dataset_shards, "writing", lambda path, size=size: writing_on_a_full_disk(path, size))
             message = fails(*command, tmp_path / "d")
         assert f"{tmp_path / 'd'}: cannot be written" in message and "the same command goes on" in message
     assert (tmp_path / "d" / "data-00000.parquet").exists() and not (tmp_path / "d" / REPORT_FILE).exists()
@@ -242,7 +246,7 @@ def test_a_shard_ends_at_its_size(tmp_path, processor):
         assert sum(found) == len(rows) == 12 and shards in (None, len(found))
         limit, at = report_of(folder)["settings"]["max_shard_size"], 0
         for number in found[:-1]:  # the first example that reaches the size is the last of its shard
-            sizes = np.cumsum([prepare_dataset._size(row) for row in rows[at : at + number]])
+            sizes = np.cumsum([dataset_shards._size(row) for row in rows[at : at + number]])
             assert sizes[-1] >= limit and (number == 1 or sizes[-2] < limit)
             at += number
         assert len(found) > 1 or size == "64MB"
@@ -262,20 +266,20 @@ def test_duplicates_are_left_out_and_name_the_first(tmp_path, processor):
     assert len(load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)[0]) == 5
 
     example = processor.encode(processor.read("CCO")[0])
-    value = prepare_dataset.example_hash(example)
+    value = dataset_shards.example_hash(example)
     stored = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in example.items()}
-    assert prepare_dataset.example_hash(stored) == value
+    assert dataset_shards.example_hash(stored) == value
     for change in (
         {"positions": example["positions"] + np.float32([[0.002, 0, 0]])},
         {"atom_ids": example["atom_ids"] + 1},
         {"label": 1.0},
     ):
-        assert prepare_dataset.example_hash({**example, **change}) != value
+        assert dataset_shards.example_hash({**example, **change}) != value
 
 
 def test_hashes_are_found_again_however_many_there_are():
     values = [int(v) for v in np.random.default_rng(0).integers(0, 2**64, 1000, dtype=np.uint64)]
-    seen = prepare_dataset._Seen(latest=64)
+    seen = dataset_shards._Seen(latest=64)
     assert [seen.first(value, i) for i, value in enumerate(values)] == [None] * len(values)
     assert [seen.first(value, -1) for value in values] == list(range(len(values))) and len(seen.recent) < 64
 
@@ -453,7 +457,7 @@ def test_numbers_that_are_not_finite_never_get_in(tmp_path, processor, monkeypat
 def test_what_was_read_is_found_again_until_it_changes(tmp_path, processor, monkeypatch):
     (tmp_path / "m.csv").write_text(SMILES)
     first, report = load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)
-    monkeypatch.setattr(prepare_dataset, "_encode", None)
+    monkeypatch.setattr(dataset_reading, "_encode", None)
     again, same = load_examples(tmp_path / "m.csv", processor, tmp_path / "cache", progress=False)
     assert again["name"] == first["name"] and same == report
     monkeypatch.undo()
@@ -465,9 +469,9 @@ def test_a_reading_that_was_stopped_goes_on(tmp_path, processor, monkeypatch):
     write_smiles(tmp_path / "m.csv", "CCO", "CCN", "CCC")
     encode, read = AtomicaProcessor.encode, []
     monkeypatch.setattr(
-        prepare_dataset.prepare,
+        dataset_shards.prepare,
         "__defaults__",
-        (*prepare_dataset.prepare.__defaults__[:6], 1, *prepare_dataset.prepare.__defaults__[7:]),
+        (*dataset_shards.prepare.__defaults__[:6], 1, *dataset_shards.prepare.__defaults__[7:]),
     )
 
     def stopped_once(self, structure):
@@ -494,14 +498,14 @@ def test_one_bad_structure_does_not_stop_the_others(tmp_path, processor, monkeyp
 
     monkeypatch.setattr(type(processor), "encode", fails_for_a)
     report = ReadReport()
-    assert len(list(prepare_dataset.read_examples(tmp_path / "m.csv", processor, report))) == 2
+    assert len(list(dataset_reading.read_examples(tmp_path / "m.csv", processor, report))) == 2
     assert [code for _, code, _ in report.rejected] == ["unexpected_error", "smiles_syntax"] and "surprise" in report.summary()
 
 
 def test_folders_of_the_earlier_version_open_and_join(tmp_path, processor):
     rows = [processor.encode(processor.read(smiles)[0]) for smiles in ("CCO", "CCN")]
     Dataset.from_list(rows, features=FEATURES).save_to_disk(tmp_path / "old")
-    vocabulary = prepare_dataset.vocabulary_hash(processor.tokenizer)
+    vocabulary = prepared_datasets.vocabulary_hash(processor.tokenizer)
     (tmp_path / "old" / REPORT_FILE).write_text(json.dumps({"kept": 2, "rejected": [], "notes": {}, "vocabulary": vocabulary}))
     old, report = load_examples(tmp_path / "old", processor, tmp_path / "cache")
     assert old["name"][:] == ["CCO", "CCN"] and report.kept == 2 and old.features == FEATURES
@@ -541,7 +545,7 @@ def test_a_half_written_folder_belongs_to_the_command_that_began_it(tmp_path, pr
     assert "begun otherwise: with shard_size 2, now 3. Repeat" in fails(*command, 3)
     assert "with seed 0, now 4" in fails(*command, 2, "--seed", 4)
     assert f"with the inputs {file}, now {file}, {file}" in fails(file, *command, 2)
-    with prepare_dataset.FileLock(out / f"{JOURNAL_FILE}.lock"):
+    with dataset_shards.FileLock(out / f"{JOURNAL_FILE}.lock"):
         assert "another process is writing it" in fails(*command, 2)
     changed = file.stat().st_mtime_ns
     os.utime(file, ns=(changed, changed + 1))

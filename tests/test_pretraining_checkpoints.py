@@ -14,7 +14,7 @@ from pretraining_runs import begin, complete, end, molecules_file, needs_fork, o
 
 import pretraining_checkpoints
 import run_pretraining
-from prepare_dataset import prepare
+from dataset_shards import prepare
 from pretraining_arguments import UsageError
 from pretraining_checkpoints import NotWrittenError, checkpoints, damage, find_checkpoint, read_checkpoint, write_checkpoint
 

@@ -13,7 +13,8 @@ from pretraining_runs import TINY, rows, same_tensors
 
 import run_pretraining
 from atomica_hf import AtomicaConfig
-from prepare_dataset import load_prepared, prepare
+from dataset_shards import prepare
+from prepared_datasets import load_prepared
 from pretraining_arguments import UsageError
 from pretraining_checks import ExampleCheck, check_shards
 

@@ -11,7 +11,8 @@ from conftest import shipped_smiles
 
 import pretraining_data
 from atomica_hf import AtomicaPreTrainingCollator
-from prepare_dataset import load_prepared, prepare
+from dataset_shards import prepare
+from prepared_datasets import load_prepared
 from pretraining_arguments import UsageError
 from pretraining_data import (
     BatchMaker,

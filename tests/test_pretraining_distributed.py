@@ -11,7 +11,7 @@ from pretraining_runs import begin, complete, end, molecules_file, needs_fork, o
 from safetensors.torch import load_file
 
 import run_pretraining
-from prepare_dataset import prepare
+from dataset_shards import prepare
 from pretraining_arguments import UsageError
 from pretraining_checkpoints import checkpoints
 

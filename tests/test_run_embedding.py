@@ -12,7 +12,7 @@ from test_prepare_dataset import writing_on_a_full_disk
 import atomic_files
 import run_embedding
 from atomica_hf import StructureError
-from prepare_dataset import prepare
+from dataset_shards import prepare
 
 
 @pytest.fixture

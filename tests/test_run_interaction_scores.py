@@ -12,7 +12,7 @@ import output_folder
 import run_interaction_scores
 import structure_page
 from atomica_hf import StructureError
-from prepare_dataset import load_examples
+from dataset_shards import load_examples
 
 
 EVIL = "<script>alert(1)</script> & <b>x</b>"

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import run_pretraining
 from atomica_hf import AtomicaForPreTraining, AtomicaPreTrainingCollator, AtomicaProcessor, StructureError
-from prepare_dataset import load_prepared, prepare
+from dataset_shards import prepare
+from prepared_datasets import load_prepared
 from pretraining_arguments import UsageError
 
 

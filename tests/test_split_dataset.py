@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 import prepare_dataset
+import prepared_datasets
 import split_dataset
 from atomica_hf import AtomicaProcessor, StructureError
 
@@ -28,12 +29,12 @@ def prepared(tmp_path_factory):
 def run(prepared, output, *more):
     split_dataset.main([str(word) for word in (prepared, "--output_dir", output, *more)])
     tokenizer = AtomicaProcessor.from_pretrained(ROOT).tokenizer
-    return [prepare_dataset.load_prepared(output / part, tokenizer) for part in ("train", "validation")]
+    return [prepared_datasets.load_prepared(output / part, tokenizer) for part in ("train", "validation")]
 
 
 def test_entries_stay_together_and_examples_stay_what_they_were(prepared, tmp_path):
     train, validation = run(prepared, tmp_path / "split", "--validation_fraction", 0.3)
-    whole = prepare_dataset.load_prepared(prepared, AtomicaProcessor.from_pretrained(ROOT).tokenizer)
+    whole = prepared_datasets.load_prepared(prepared, AtomicaProcessor.from_pretrained(ROOT).tokenizer)
     entries = [{name.split("_")[0] for name in part["name"]} for part in (train, validation)]
     assert not entries[0] & entries[1] and len(entries[0] | entries[1]) == 6
     assert len(train) + len(validation) == len(whole) > 12 and 3 < len(validation) < len(train)
