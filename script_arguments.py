@@ -50,8 +50,9 @@ def run_script(main, *errors, stopped="stopped."):
         message = f"error: {error}"
     except KeyboardInterrupt:
         message = stopped
-    sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+    message = f"{Path(sys.argv[0]).name}: {message}"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        print(message, file=sys.stderr, flush=True)
         os._exit(1)  # else taking DDP down can wait without end for the other processes
-    sys.exit(1)
+    sys.exit(message)
