@@ -243,39 +243,75 @@ def _nearest_by_distances(positions, candidates, segments, num_neighbors):
             yield edge_type, complex_id, row + start, sender[complex_id, row, slot]
 
 
-def _nearest_by_trees(positions, segments, num_neighbors):
-    """The same for the nodes of one complex, `(num_nodes, 3)`, in memory and nearly in time proportional to their number.
+def _nearest_in_tree(points, others, num_neighbors, own=None):
+    """Nearest of `others` around each point, in memory and nearly in time proportional to their number: as `smallest` gives
+    them from all distances, indices into `others` of shape `(num_points, k)` and a mask.
 
-    A tree per segment, and one of what is beside it, give a few neighbours too many; the nearest of these are chosen as
-    `_nearest_by_distances` chooses. Yields (edge type, receiver, sender).
+    A tree gives a few too many, of which the nearest are chosen. own `(num_points,)`: which of `others` the point is itself.
     """
-    points = positions.detach().double().numpy()
+    number = min(num_neighbors + (own is not None) + _TREE_SPARE, len(others))
+    if number == 0 or len(points) == 0:
+        return smallest(points.new_zeros(len(points), len(others)), num_neighbors)
+    tree = cKDTree(others.detach().double().numpy())
+    _, near = tree.query(points.detach().double().numpy(), k=list(range(1, number + 1)))
+    near = torch.from_numpy(near.astype("int64")).sort(dim=1).values
+
+    def nearest_of(distances, candidates, rows=slice(None)):
+        if own is not None:
+            distances.masked_fill_(candidates == own[rows].unsqueeze(1), math.inf)
+        return smallest(distances, num_neighbors)
+
+    distances = (points.unsqueeze(1) - others[near]).pow(2).sum(-1)
+    chosen, found = nearest_of(distances, near)
+    nearest = near.gather(1, chosen)
+    if number < len(others):  # more of equal distance than were asked for, as in a lattice
+        farthest = distances.masked_fill(distances.isinf(), 0).amax(1)
+        tied = farthest <= distances.gather(1, chosen).amax(1) * (1 + 1e-5)
+        for rows in tied.nonzero().squeeze(1).split(max(1, _MAX_DISTANCES // len(others))):
+            every = torch.arange(len(others))
+            nearest[rows], found[rows] = nearest_of(squared_distances(points[rows], others), every, rows)
+    return nearest, found
+
+
+def _nearest_by_trees(positions, segments, num_neighbors):
+    """The same as `_nearest_by_distances` for the nodes of one complex, `(num_nodes, 3)`: a tree per segment, and one of what
+    is beside it. Yields (edge type, receiver, sender)."""
     for segment in segments.unique():
         inside = segments == segment
-        receivers = inside.nonzero().squeeze(1)
-        for edge_type, others in ((0, receivers), (1, (~inside).nonzero().squeeze(1))):
-            number = min(num_neighbors + 1 - edge_type + _TREE_SPARE, len(others))
-            if number == 0:
-                continue
-            _, near = cKDTree(points[others.numpy()]).query(points[receivers.numpy()], k=list(range(1, number + 1)))
-            near = others[torch.from_numpy(near.astype("int64"))].sort(dim=1).values
-            distances = (positions[receivers].unsqueeze(1) - positions[near]).pow(2).sum(-1)
-            distances.masked_fill_(near == receivers.unsqueeze(1), math.inf)
-            chosen, found = smallest(distances, num_neighbors)
+        receivers, beside = inside.nonzero().squeeze(1), (~inside).nonzero().squeeze(1)
+        for edge_type, others, own in ((0, receivers, torch.arange(len(receivers))), (1, beside, None)):
+            nearest, found = _nearest_in_tree(positions[receivers], positions[others], num_neighbors, own)
             row, slot = found.nonzero(as_tuple=True)
-            sender = near[row, chosen[row, slot]]
-            if number < len(others):  # more of equal distance than were asked for, as in a lattice
-                farthest = distances.masked_fill(distances.isinf(), 0).amax(1)
-                tied = farthest <= distances.gather(1, chosen).amax(1) * (1 + 1e-5)
-                keep = ~tied[row]
-                row, sender = row[keep], sender[keep]
-                for rows in tied.nonzero().squeeze(1).split(max(1, _MAX_DISTANCES // len(others))):
-                    distances = squared_distances(positions[receivers[rows]], positions[others])
-                    distances.masked_fill_(others == receivers[rows].unsqueeze(1), math.inf)
-                    chosen, found = smallest(distances, num_neighbors)
-                    again, slot = found.nonzero(as_tuple=True)
-                    row, sender = torch.cat([row, rows[again]]), torch.cat([sender, others[chosen[again, slot]]])
-            yield edge_type, receivers[row], sender
+            yield edge_type, receivers[row], others[nearest[row, slot]]
+
+
+def nearest_atoms(points, complex_id, positions, valid, num_neighbors: int):
+    """The nearest atoms around points, each of the point's own complex; ties are broken by index.
+
+    Args:
+        points (`torch.FloatTensor` of shape `(num_points, 3)`): in angstrom.
+        complex_id (`torch.LongTensor` of shape `(num_points,)`): complex of each point.
+        positions, valid (tensors of shape `(batch, num_atoms, 3)`, `(batch, num_atoms)`): atoms, and which are not padding.
+
+    Returns:
+        Indices of atoms in their complex, `(num_points, k)` with k at most `num_neighbors`, and a mask that is False where
+        there are fewer.
+    """
+    if positions.device.type == "cpu" and valid.shape[1] > _TREE_NODES and not torch.compiler.is_compiling():
+        nearest = complex_id.new_zeros(len(points), min(num_neighbors, valid.shape[1]))
+        found = torch.zeros_like(nearest, dtype=torch.bool)
+        for number in complex_id.unique():
+            rows, atoms = (complex_id == number).nonzero().squeeze(1), valid[number].nonzero().squeeze(1)
+            near, is_one = _nearest_in_tree(points[rows], positions[number, atoms], num_neighbors)
+            nearest[rows, : near.shape[1]], found[rows, : near.shape[1]] = atoms[near], is_one
+        return nearest, found
+    rows_at_once = max(1, _MAX_DISTANCES // max(1, valid.shape[1]))
+    parts = []
+    for some, number in zip(points.split(rows_at_once), complex_id.split(rows_at_once)):
+        distances = squared_distances(some.unsqueeze(1), positions[number]).squeeze(1)
+        parts.append(smallest(distances.masked_fill(~valid[number], math.inf), num_neighbors))
+    nearest, found = zip(*parts)
+    return torch.cat(nearest), torch.cat(found)
 
 
 def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, with_globals: bool):

@@ -27,10 +27,9 @@ from .geometry_atomica import (
     gaussian_basis,
     gram_invariants,
     mean_weight,
-    smallest,
+    nearest_atoms,
     spherical_harmonics,
     split_irreps,
-    squared_distances,
     to_channel_major,
 )
 from .graph_atomica import ComplexIndex, NodeEdges, node_edges, segment_mean, segment_sum
@@ -951,12 +950,10 @@ class AtomicaTorsionHead(nn.Module):
         first, second = torsion_index.flatten(0, 1)[slots].unbind(-1)
         start, end = index.positions[complex_id, first], index.positions[complex_id, second]
         middle = (start + end) / 2
-        surroundings = index.positions[complex_id]
         with torch.no_grad():
-            distances = squared_distances(middle.unsqueeze(1), surroundings).squeeze(1)
-            nearest, found = smallest(distances.masked_fill(~index.atom_mask[complex_id], torch.inf), self.num_neighbors)
-            found &= distances.gather(1, nearest) <= self.cutoff**2
-        vectors = surroundings.gather(1, nearest.unsqueeze(-1).expand(-1, -1, 3)) - middle.unsqueeze(1)
+            nearest, found = nearest_atoms(middle, complex_id, index.positions, index.atom_mask, self.num_neighbors)
+        vectors = index.positions[complex_id.unsqueeze(1), nearest] - middle.unsqueeze(1)
+        found = found & (vectors.detach().pow(2).sum(-1) <= self.cutoff**2)
         harmonics = spherical_harmonics(vectors, self.softening)
         bond = spherical_harmonics(end - start, self.softening).unsqueeze(1).expand(-1, nearest.shape[1], -1)
         senders = index.flat_atom[complex_id.unsqueeze(1), nearest].clamp_min(0)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from atomica_hf import geometry_atomica as geometry
 from atomica_hf.geometry_atomica import HARMONICS, EdgeFeatures, EquivariantLayerNorm, TensorProductConvolution
@@ -287,3 +288,44 @@ def test_neighbours_equal_brute_force_with_ties_padding_and_several_globals(
     assert found == expected
     assert sorted(receivers) == list(range(sum(sizes)))
     assert sum(int(part.mask.sum()) for part in lists) == len(expected)
+
+
+@pytest.mark.parametrize("limit, tree_nodes, spare", [(2**20, 512, 8), (50, 512, 8), (2**20, 0, 2), (50, 0, 8)])
+def test_nearest_atoms_equal_brute_force(limit, tree_nodes, spare, monkeypatch):
+    for name, value in (("_MAX_DISTANCES", limit), ("_TREE_NODES", tree_nodes), ("_TREE_SPARE", spare)):
+        monkeypatch.setattr(geometry, name, value)
+    torch.manual_seed(1)
+    positions = torch.randint(0, 4, (3, 60, 3)).double()  # a lattice: many equal distances
+    valid = torch.rand(3, 60) < 0.8
+    valid[1, 3:] = False
+    valid[1, :3] = True
+    complex_id = torch.tensor([0] * 20 + [1] * 5 + [2] * 30)
+    points = torch.randint(0, 8, (55, 3)) / 2
+    nearest, found = geometry.nearest_atoms(points, complex_id, positions, valid, 6)
+    assert nearest.shape == found.shape == (55, 6)
+    for point, number, near, is_one in zip(points, complex_id, nearest, found):
+        atoms = valid[number].nonzero().flatten().tolist()
+        atoms.sort(key=lambda j: ((point - positions[number, j]).pow(2).sum().item(), j))
+        assert near[is_one].tolist() == sorted(atoms[:6])
+    nearest, found = geometry.nearest_atoms(points[:0], complex_id[:0], positions, valid, 6)
+    assert nearest.shape == found.shape == (0, 6)
+
+
+@pytest.mark.parametrize("tree_nodes", [512, 10**9])
+def test_nearest_atoms_hold_no_matrix_of_all_distances(tree_nodes, monkeypatch):
+    monkeypatch.setattr(geometry, "_TREE_NODES", tree_nodes)
+    sizes = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            sizes.extend(part.numel() for part in torch.utils._pytree.tree_leaves(found) if isinstance(part, torch.Tensor))
+            return found
+
+    torch.manual_seed(0)
+    positions, points = 60 * torch.rand(1, 20_000, 3), 60 * torch.rand(1000, 3)
+    arguments = (points, torch.zeros(1000, dtype=torch.long), positions, torch.ones(1, 20_000, dtype=torch.bool), 8)
+    with Sizes():
+        nearest, _ = geometry.nearest_atoms(*arguments)
+    assert torch.equal(nearest, (points[:, None] - positions).norm(dim=-1).topk(8, largest=False).indices.sort(1).values)
+    assert max(sizes) <= 3 * geometry._MAX_DISTANCES
