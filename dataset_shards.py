@@ -17,29 +17,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import (
-    Features,
-)  # fmt: skip
+from datasets import Features
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from atomic_files import sync
 from atomica_hf import ReadReport, StructureError
-from dataset_reading import (
-    files_of,
-    hash_of,
-    number_of_pieces,
-    read_pieces,
-    settings_of,
-)
-from prepared_datasets import (
-    FEATURES,
-    JOURNAL_FILE,
-    OPTIONAL_FEATURES,
-    REPORT_FILE,
-    is_prepared,
-    load_prepared,
-)
+from dataset_reading import files_of, hash_of, number_of_pieces, read_pieces, settings_of
+from prepared_datasets import FEATURES, JOURNAL_FILE, OPTIONAL_FEATURES, REPORT_FILE, is_prepared, load_prepared
 
 
 SHARD_SIZE = 5000  # examples

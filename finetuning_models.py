@@ -20,9 +20,7 @@ from model_loading import load_processor
 
 def processor_of(options, folder=None):
     """That of a folder, or the one that the options name."""
-    return load_processor(
-        folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT)
-    )  # fmt: skip
+    return load_processor(folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT))
 
 
 def load_config(name):

@@ -1,7 +1,7 @@
 # Copyright 2026 The Atomica authors. Licensed under the Apache License, Version 2.0.
 """Which interfaces of PDB and mmCIF files a script reads: its options, and the reading."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from datasets import Dataset
@@ -23,7 +23,8 @@ class Sides:
 
     def named(self):
         """Those that were given."""
-        return {name: getattr(self, name) for name in Sides.__annotations__ if getattr(self, name) is not None}
+        names = [field.name for field in fields(Sides)]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Interfaces(Sides):
                 raise StructureError("usage", f"{input_file}: {message}")
             return load_examples(input_file, processor, cache, num_proc, max_samples, options=options, **engine)
         report, examples = ReadReport(), []
-        for structure in processor.read(Path(input_file), **self.named()):
+        for structure in processor.read(Path(input_file), **self.named())[:max_samples]:
             try:
                 examples.append(processor.encode(structure))
                 report.keep(structure.notes)

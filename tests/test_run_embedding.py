@@ -132,6 +132,9 @@ def test_an_interface_of_a_file_is_named_or_all_are_embedded(shared, model_folde
     run_main(*base, "--input_file", folder / "6hrg.cif", "--interfaces", "all")
     names = pq.read_table(out)["name"].to_pylist()
     assert names == ["6hrg_A_A_ZN_301", "6hrg_A_A_ZN_302", "6hrg_A_A_K_304"]
+    for more, number in ((), 2), (("--max_samples", 1), 1):
+        run_main(*base, "--input_file", folder / "6hrg.cif", "--side_a", "A", "--side_b", "A:ZN", *more)
+        assert len(pq.read_table(out)) == number
     with pytest.raises(StructureError, match="--interfaces excludes --side_a"):
         run_main(*base, "--input_file", folder / "6hrg.cif", "--interfaces", "all", "--side_a", "A")
 
