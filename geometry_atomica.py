@@ -412,7 +412,7 @@ def mean_weight(mask, dtype):
     return mask / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
-_CHUNK_ELEMENTS = {"cpu": 2**24}
+_CHUNK_ELEMENTS = {"cpu": 2**22}
 _CHUNK_ELEMENTS_ACCELERATOR = 2**26
 _BLOCK_ELEMENTS = 2**18  # of Z: what a core keeps near itself
 
@@ -450,6 +450,12 @@ class _Plan:
             same = self.inputs_of_degree.setdefault(irrep.degree, [])
             self.offsets.append(sum(irreps_in[other].multiplicity for other in same))
             same.append(a)
+        self.rows = {degree: {} for degree in self.inputs_of_degree}  # of (harmonic, degree of the output) in their couplings
+        for out, paths in zip(irreps_out, self.outputs):
+            for a, b in paths:
+                rows = self.rows[irreps_in[a].degree]
+                start = sum(2 * degree + 1 for _, degree in rows)
+                rows.setdefault((b, out.degree), slice(start, start + out.components))
 
     def chunks(self, senders, filled, products):
         """Slices of receivers whose largest intermediate stays near the size of the processor's cache, and for each the index
@@ -488,37 +494,42 @@ class _Plan:
             h /= 1 - self.dropout
         return h
 
+    def symbols(self, degree, like):
+        """3j symbols that couple inputs of a degree, `(size of the harmonics, rows, 2 l_in + 1)`, zero where a row has another
+        harmonic."""
+        harmonics = tuple(irrep.degree for irrep in self.irreps_edge)
+        return _stacked_symbols(degree, harmonics, tuple(self.rows[degree]), like.dtype, like.device)
+
     def couplings(self, x, harmonics):
-        """What couples senders to outputs, for every (degree of the input, harmonic, degree of the output): 3j symbols times
-        harmonics `(n, k, 2 l_out + 1, 2 l_in + 1)`; and x by degree, `(n, k, 2 l_in + 1, channels)`. Inputs of one degree are
-        coupled together, whatever their parity: fewer and wider products."""
-        inputs, edges = split_irreps(x, self.irreps_in), harmonics.split([irrep.size for irrep in self.irreps_edge], dim=-1)
-        by_degree = {d: torch.cat([inputs[a] for a in same], dim=-1) for d, same in self.inputs_of_degree.items()}
-        found = {}
-        for out, paths in zip(self.irreps_out, self.outputs):
-            for a, b in paths:
-                key = (self.irreps_in[a].degree, b, out.degree)
-                if key not in found:
-                    found[key] = torch.einsum("abc,nkb->nkca", self.symbols(key, x), edges[b])
-        return found, by_degree
+        """By degree of the input: what couples it to outputs, 3j symbols times harmonics `(n, k, rows, 2 l_in + 1)`; and x,
+        `(n, k, 2 l_in + 1, channels)`. Inputs of one degree are coupled together, whatever their parity, and to all outputs:
+        few and large products, because small ones are slow."""
+        inputs, found = split_irreps(x, self.irreps_in), {}
+        for degree, same in self.inputs_of_degree.items():
+            symbols = self.symbols(degree, x)
+            coupling = (harmonics @ symbols.flatten(1)).unflatten(-1, symbols.shape[1:])
+            found[degree] = coupling, torch.cat([inputs[a] for a in same], dim=-1)
+        return found
 
-    def symbols(self, key, x):
-        return wigner_3j(key[0], self.irreps_edge[key[1]].degree, key[2], x.dtype, x.device)
-
-    def path_slices(self, out):
-        """Per path into an output: its key of `couplings`, its columns there, and its columns in y."""
+    def places(self, out):
+        """Per path into an output: the degree of its input, its rows and columns among products of that degree, and its
+        columns in y."""
         start = 0
         for a, b in self.outputs[out]:
             irrep = self.irreps_in[a]
             columns = slice(self.offsets[a], self.offsets[a] + irrep.multiplicity)
-            yield (irrep.degree, b, self.irreps_out[out].degree), columns, slice(start, start + irrep.multiplicity)
+            rows = self.rows[irrep.degree][b, self.irreps_out[out].degree]
+            yield irrep.degree, rows, columns, slice(start, start + irrep.multiplicity)
             start += irrep.multiplicity
 
-    def sender_factors(self, couplings, by_degree):
+    def sender_factors(self, couplings):
         """One y per output, `(n, k, (2 l + 1) * channels)`."""
-        products = {key: coupling @ by_degree[key[0]] for key, coupling in couplings.items()}
+        products = {
+            degree: coupling * x if degree == 0 else coupling @ x  # a matrix product of one term is slow
+            for degree, (coupling, x) in couplings.items()
+        }
         return [
-            torch.cat([products[key][..., columns] for key, columns, _ in self.path_slices(i)], dim=-1).flatten(-2)
+            torch.cat([products[degree][..., rows, columns] for degree, rows, columns, _ in self.places(i)], dim=-1).flatten(-2)
             for i in range(len(self.irreps_out))
         ]
 
@@ -531,7 +542,7 @@ class _Plan:
             receiver = None if receiver_term is None else receiver_term[rows]
             sender = F.embedding(sources, sender_term)
             h = self.hidden(radial[edges], receiver, sender, type_term, radial_weight, kinds, drop)
-            ys = self.sender_factors(*self.couplings(F.embedding(sources, x), harmonics[edges]))
+            ys = self.sender_factors(self.couplings(F.embedding(sources, x), harmonics[edges]))
             parts = []
             for y, w, b, irrep, scale in zip(ys, weights, biases, self.irreps_out, self.scales):
                 value = y.sum(1).view(-1, len(w)) @ b
@@ -560,15 +571,17 @@ class _Plan:
         ]
         gx, gharmonics, gradial, greceiver, gsender, gtype, gradial_weight = gradients
         gweights, gbiases = [torch.zeros_like(w) for w in weights], [torch.zeros_like(b) for b in biases]
+        # of the weights without kernels: a matrix product into a few long rows is faster than one into many short ones
+        transposed = [] if products else [w.new_zeros(w.shape[-1], w[..., 0].numel()) for w in weights]
         for rows, edges in self.chunks(senders, filled, products):
             sources, kinds, drop = (None if i is None else i[edges] for i in (senders, edge_types, dropout_mask))
             receiver = None if receiver_term is None else receiver_term[rows]
             sender = F.embedding(sources, sender_term)
             h = self.hidden(radial[edges], receiver, sender, type_term, radial_weight, kinds, drop)
-            couplings, by_degree = self.couplings(F.embedding(sources, x), harmonics[edges])
-            ys = self.sender_factors(couplings, by_degree)
+            couplings = self.couplings(F.embedding(sources, x), harmonics[edges])
+            ys = self.sender_factors(couplings)
             gh = torch.zeros_like(h)
-            gproducts = {key: c.new_zeros(*c.shape[:3], by_degree[key[0]].shape[-1]) for key, c in couplings.items()}
+            gproducts = {degree: c.new_zeros(*c.shape[:3], own.shape[-1]) for degree, (c, own) in couplings.items()}
             gparts = grad[rows].split([irrep.size for irrep in self.irreps_out], dim=1)
             for i, (irrep, scale) in enumerate(zip(self.irreps_out, self.scales)):
                 y, w, b, gw = ys[i], weights[i], biases[i], gweights[i]
@@ -580,17 +593,17 @@ class _Plan:
                     gy = contract_backward(g, y, h, w, shift, gh, gw, irrep.components, products)
                 else:
                     gy = shift.unsqueeze(1).repeat(1, y.shape[1], 1)
-                    w, gw = w.flatten(0, 1), gw.flatten(0, 1)
+                    w = w.flatten(0, 1)
                     for part, z in self.blocks(y, h):
                         torch.bmm(y[part].transpose(1, 2), h[part], out=z)
                         inside = g.view(len(y), -1)[part].view(-1, irrep.multiplicity)
-                        gw.addmm_(z.view(-1, len(w)).T, inside)
+                        transposed[i].addmm_(inside.T, z.view(-1, len(w)))
                         torch.mm(inside, w.T, out=z.view(-1, len(w)))
                         gh[part].baddbmm_(y[part], z)
                         gy[part].baddbmm_(h[part], z.transpose(1, 2))
                 gy = gy.unflatten(-1, (irrep.components, -1))
-                for key, columns, own in self.path_slices(i):
-                    gproducts[key][..., columns] += gy[..., own]
+                for degree, into, columns, own in self.places(i):
+                    gproducts[degree][..., into, columns] = gy[..., own]
 
             gh *= h > 0  # ReLU and dropout; what was dropped is zero
             if drop is not None:
@@ -606,19 +619,30 @@ class _Plan:
             if gx is not None:
                 by_input = [None] * len(self.irreps_in)
                 for degree, same in self.inputs_of_degree.items():
-                    found = torch.zeros_like(by_degree[degree])
-                    for key, coupling in couplings.items():
-                        if key[0] == degree:
-                            found += coupling.mT @ gproducts[key]
+                    coupling, gproduct = couplings[degree][0], gproducts[degree]
+                    found = (coupling * gproduct).sum(-2, keepdim=True) if degree == 0 else coupling.mT @ gproduct
                     for a, part in zip(same, found.split([self.irreps_in[a].multiplicity for a in same], dim=-1)):
                         by_input[a] = part.flatten(-2)
                 gx.index_add_(0, sources.flatten(), torch.cat(by_input, dim=-1).flatten(0, 1))
             if gharmonics is not None:
-                places = gharmonics[edges].split([irrep.size for irrep in self.irreps_edge], dim=-1)
-                for key, gproduct in gproducts.items():
-                    gcoupling = gproduct @ by_degree[key[0]].mT
-                    places[key[1]].add_(torch.einsum("abc,nkca->nkb", self.symbols(key, x), gcoupling))
+                for degree, (_, own) in couplings.items():
+                    gcoupling = gproducts[degree] @ own.mT
+                    gharmonics[edges] += gcoupling.flatten(-2) @ self.symbols(degree, x).flatten(1).T
+        for gw, found in zip(gweights, transposed):
+            gw += found.T.view_as(gw)
         return [*gradients, *gweights, *gbiases]
+
+
+@cache
+def _stacked_symbols(degree, harmonics, rows, dtype, device):
+    """3j symbols of an input's degree and the degrees of harmonics, for rows (place of a harmonic, degree of the output)."""
+    with torch.inference_mode(False), torch.no_grad():  # as for `_wigner_3j`
+        found = []
+        for place, out in rows:
+            parts = [torch.zeros(2 * other + 1, 2 * out + 1, 2 * degree + 1, dtype=dtype) for other in harmonics]
+            parts[place] = wigner_3j(degree, harmonics[place], out, dtype).permute(1, 2, 0)
+            found.append(torch.cat(parts))
+        return torch.cat(found, dim=1).to(device)
 
 
 @cache
