@@ -32,7 +32,8 @@ CUSTOM_PIPELINES = {  # task: class, and the Auto class that opens its model
 }  # fmt: skip
 
 ACTIVATIONS = ("relu", "gelu", "elu")
-POOLINGS = ("graph", "block_sum")
+REPRESENTATION_POOLINGS = ("mean_std_global", "mean_component_normalized")
+POOLINGS = ("graph", "block_sum", *REPRESENTATION_POOLINGS)
 CONVOLUTIONS = ("auto", "torch", "triton")
 NUM_SPECIAL_BLOCKS = 4  # <pad> <mask> <unk> <global>: never predicted, so class = token id - 4
 
@@ -75,8 +76,10 @@ class AtomicaConfig(PreTrainedConfig):
             the complex what share of its blocks each token has.
         atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight,
             composition_loss_weight (`float`): their weights in the loss.
-        pooling (`str`): what `AtomicaForSequenceClassification` reads: `"graph"`, the vector of the complex; or `"block_sum"`,
-            the sum of the outputs of its blocks (global ones only with global message passing).
+        pooling (`str`): what `AtomicaForSequenceClassification` reads: `"graph"`, the vector of the complex; `"block_sum"`, the
+            sum of the outputs of its blocks (global ones only with global message passing); or `"mean_std_global"` or
+            `"mean_component_normalized"`, the invariants of all channels pooled like this (`z_graph` of
+            `get_representations`).
         classifier_hidden_sizes (`list[int]`, *optional*): hidden layers of the heads that classify and regress; by default
             two as wide as `hidden_size`.
         classifier_activation (`str`): `"relu"`, `"gelu"` or `"elu"`.

@@ -510,7 +510,7 @@ def original_model_type(config) -> str:
     classes = problem == "single_label_classification"
     fits = {
         "RegressionPredictor": number and graph and relu and sizes == [hidden, hidden],
-        "AffinityPredictor": number and not graph and even,
+        "AffinityPredictor": number and config.pooling == "block_sum" and even,
         "ClassifierModel": yes_or_no and graph and even,
         "MultiClassClassifierModel": classes and graph and relu and (sizes == [hidden, hidden, hidden // 2] or as_read),
     }

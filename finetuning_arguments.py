@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import StructureError
-from atomica_hf.modeling_atomica import REPRESENTATION_POOLINGS
+from atomica_hf.configuration_atomica import POOLINGS
 from hyperparameter_search import load_optuna
 from metrics_atomica import METRICS
 from script_arguments import ScriptParser
@@ -44,8 +44,10 @@ class ModelArguments:
     reset_head: bool = HfArg(default=False, help="Replace the head of a fine-tuned checkpoint by a new one.")
     pooling: str | None = HfArg(
         default=None,
-        metadata={"choices": list(REPRESENTATION_POOLINGS)},
-        help="For probes: use z_graph, pooled like this, instead of h_graph.",
+        metadata={"choices": list(POOLINGS)},
+        help="What a head or a probe reads: by default what the model's configuration says. graph: h_graph. "
+        "mean_std_global, mean_component_normalized: z_graph, pooled like this. block_sum: heads only, the sum of the outputs "
+        "of all blocks.",
     )
     probe_regularization: float = HfArg(default=1.0, help="Of linear probes: alpha of the ridge, 1 / C of the logistic.")
 
@@ -225,7 +227,9 @@ def check_options(options):
     refuse(trained_before, "--strategy scratch takes no --model_name_or_path: use --config_name for a configuration.")
     changed = model.model_name_or_path is not None and (model.config_name or model.config_overrides)
     refuse(changed, "--config_name and --config_overrides are for models without --model_name_or_path.")
-    refuse(model.pooling is not None and model.strategy not in PROBES, f"--pooling is for {' and '.join(PROBES)}.")
+    sums = model.pooling == "block_sum" and model.strategy in PROBES
+    refuse(sums, f"--pooling block_sum is not for --strategy {model.strategy}, which has no outputs of blocks.")
+    refuse(model.pooling is not None and data.block_labels, "--pooling is for labels of a whole complex, not of its blocks.")
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")
     refuse(run.teacher and model.strategy in PROBES, "--teacher is not for probes.")

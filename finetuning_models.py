@@ -14,6 +14,8 @@ from atomica_hf import (
     AtomicaModel,
     StructureError,
 )
+from atomica_hf.configuration_atomica import REPRESENTATION_POOLINGS
+from finetuning_arguments import PROBES
 from metrics_atomica import REGRESSION
 from model_loading import load_processor
 
@@ -43,7 +45,7 @@ def has_head(config):
     return any(name.endswith("Classification") for name in config.architectures or ())
 
 
-def check_head(config, labels, name):
+def check_head(config, labels, name, pooling=None):
     """Raises `StructureError` if the head of a fine-tuned checkpoint is not for these labels."""
     wanted = model_class(labels.of_blocks).__name__
     differences = []
@@ -53,6 +55,8 @@ def check_head(config, labels, name):
         differences.append(f"has num_labels {config.num_labels}, expected {labels.num_labels}")
     if config.problem_type not in (None, labels.problem):
         differences.append(f"has problem_type {config.problem_type!r}, expected {labels.problem!r}")
+    if pooling is not None and config.pooling != pooling:
+        differences.append(f"has pooling {config.pooling!r}, expected {pooling!r}")
     if differences:
         raise StructureError("other_head", f"{name}: {'; '.join(differences)}. Use --reset_head to train a new head.")
 
@@ -74,6 +78,7 @@ def new_config(arguments, vocab_size, labels):
         if arguments.config_overrides:
             config.update_from_string(arguments.config_overrides)
         values = {**config.to_dict(), "vocab_size": vocab_size, **label_settings(labels)}
+        values["pooling"] = arguments.pooling or config.pooling
         for name in ("num_labels", "architectures", "transformers_version", "model_type"):
             values.pop(name, None)
         return AtomicaConfig(**values)
@@ -103,7 +108,7 @@ def make_model(options, labels, vocab_size, seed, scale):
         raise StructureError("other_vocabulary", message)
     try:
         if has_head(config) and not arguments.reset_head:
-            check_head(config, labels, name)
+            check_head(config, labels, name, arguments.pooling)
             model = cls.from_pretrained(name, **label_settings(labels), dtype=torch.float32)
             if scale is not None:
                 unscale_head(model, *scale)
@@ -115,9 +120,19 @@ def make_model(options, labels, vocab_size, seed, scale):
         raise StructureError("no_model", f"{name}: no weights of Atomica there ({str(error).splitlines()[0]}).") from error
     for key, value in label_settings(labels).items():
         setattr(config, key, value)
+    config.pooling = arguments.pooling or config.pooling
     model = cls(config)
     model.atomica.load_state_dict(encoder.state_dict())
     return model
+
+
+def pooling_of(options, vocab_size, labels):
+    """`--pooling`, or else what the configuration says. For a probe: that of z_graph, or None for h_graph."""
+    name = options.model.model_name_or_path
+    pooling = options.model.pooling or (load_config(name) if name else new_config(options.model, vocab_size, labels)).pooling
+    if options.model.strategy in PROBES:
+        return pooling if pooling in REPRESENTATION_POOLINGS else None
+    return pooling
 
 
 def target_scale(task, pooling):

@@ -16,7 +16,7 @@ from finetuning_models import (
     GradualUnfreezing,
     load_config,
     make_model,
-    new_config,
+    pooling_of,
     scale_head,
     target_scale,
 )
@@ -216,11 +216,7 @@ def make_trainer(options, task, extra, processor, seed, folder, **changes):
         extra: the function of `pseudo_labels`, or None.
         changes: of the training arguments, for a search: the Trainer then makes its model anew for each trial.
     """
-    pooling = "graph"
-    if options.model.model_name_or_path:
-        pooling = load_config(options.model.model_name_or_path).pooling
-    elif options.model.config_name or options.model.config_overrides:
-        pooling = new_config(options.model, len(processor.tokenizer), task.labels).pooling
+    pooling = pooling_of(options, len(processor.tokenizer), task.labels)
     scale = target_scale(task, "graph" if task.labels.of_blocks else pooling)
     frozen, noise_weight = options.model.strategy == "freeze", options.run.noisy_nodes_weight
 

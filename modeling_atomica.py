@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MaskedLMOutput, TokenClassifierOutput
 from transformers.utils import ModelOutput
 
-from .configuration_atomica import NUM_SPECIAL_BLOCKS, AtomicaConfig
+from .configuration_atomica import NUM_SPECIAL_BLOCKS, REPRESENTATION_POOLINGS, AtomicaConfig
 from .geometry_atomica import (
     BOND_HARMONICS,
     HARMONICS,
@@ -39,7 +39,6 @@ from .interpretation_atomica import changes, edges_of_copies, interaction_scores
 NUM_EDGE_TYPES = 4
 IGNORE_INDEX = -100
 REPRESENTATIONS = ("h_atom", "h_block", "h_graph", "h_interface", "z_atom", "z_block", "z_graph", "z_interface")
-REPRESENTATION_POOLINGS = ("mean_std_global", "mean_component_normalized")
 
 
 def encoder_irreps(depth: int, num_scalars: int):
@@ -679,7 +678,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [
         r"^(atom_noise|rigid|torsion|mask|composition)_head\.",
-        r"^(classifier|complex_atomica|side_projection|complex_projection)\.",
+        r"^(classifier|projection|complex_atomica|side_projection|complex_projection)\.",
     ]
 
     def __init__(self, config):
@@ -1173,6 +1172,9 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.atomica = AtomicaModel(config)
+        if config.pooling in REPRESENTATION_POOLINGS:
+            width = self.representation_widths(config.pooling)["z_graph"]
+            self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.hidden_size))
         self.classifier = classifier(config)
         self.post_init()
 
@@ -1210,6 +1212,10 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
                 per_block = per_block * ~index.is_global_block.unsqueeze(-1)
             out["block_logits"] = index.pad_blocks(per_block)
             out["logits"] = segment_sum(per_block, index.complex_of_block, index.batch)
+        elif config.pooling in REPRESENTATION_POOLINGS:
+            _, parts = self.atomica.invariants(found)
+            z_graph = pool_blocks(parts, index, ~index.is_global_block, config.pooling)
+            out["logits"] = self.classifier(self.projection(z_graph))
         else:
             out["logits"] = self.classifier(found.h_graph)
         if labels is not None:

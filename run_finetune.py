@@ -22,7 +22,7 @@ from atomic_files import write_text
 from atomica_hf import AtomicaCollator, AtomicaModel, StructureError
 from finetuning_arguments import PROBES, check_options, parse
 from finetuning_data import LabelledExamples, Labels, check_model, read_source
-from finetuning_models import model_class, processor_of
+from finetuning_models import model_class, pooling_of, processor_of
 from finetuning_probes import predict_probe, run_probe
 from finetuning_report import write_predictions, write_results
 from finetuning_task import build, prepare_task
@@ -141,12 +141,12 @@ def pseudo_labels(options, task):
 # the run -------------------------------------------------------------------------------------------------------------------
 
 
-def record_of(options, labels, members):
+def record_of(options, labels, members, pooling):
     """What `--do_predict` has to know."""
     return {
         "strategy": options.model.strategy, "columns": labels.columns, "problem": labels.problem, "classes": labels.classes,
         "of_blocks": labels.of_blocks, "num_conformers": options.data.num_conformers, "members": members,
-        "pooling": options.model.pooling, "regularization": options.model.probe_regularization,
+        "pooling": pooling, "regularization": options.model.probe_regularization,
         "balanced": options.run.class_weights == "balanced", "seed": options.training.seed,
     }  # fmt: skip
 
@@ -207,7 +207,7 @@ def choose_hyperparameters(options, task, extra, processor, folder):
     print(task.notes[-1])
 
 
-def train_all(options, task, processor, folder):
+def train_all(options, task, processor, folder, pooling):
     """Every seed, one after another, and then the numbers of their mean."""
     extra = pseudo_labels(options, task)
     if options.run.hyperparameter_search:
@@ -216,7 +216,8 @@ def train_all(options, task, processor, folder):
     for seed, member in members.items():
         found.append((seed, *train_one(options, task, extra, processor, seed, folder / member)))
     if options.is_main:
-        write_text(folder / RECORD_FILE, json.dumps(record_of(options, task.labels, list(members.values())), indent=1))
+        record = record_of(options, task.labels, list(members.values()), pooling)
+        write_text(folder / RECORD_FILE, json.dumps(record, indent=1))
         average = mean_of([predictions for _, predictions, _ in found])
         first = found[0][2].state.log_history
         size = parameters_of(model_class(task.labels.of_blocks), folder)
@@ -247,14 +248,15 @@ def main(argv=None):
         read_source(options.data.predict_file, processor, options.data.smiles_column, options.data.max_samples)
     task = prepare_task(options, processor)
     save_split(options, task, folder)
+    pooling = pooling_of(options, len(processor.tokenizer), task.labels)
     if options.model.strategy in PROBES:
-        record = record_of(options, task.labels, ["."])
+        record = record_of(options, task.labels, ["."], pooling)
         if options.is_main:
             predictions = run_probe(options, task, record, folder)
             write_text(folder / RECORD_FILE, json.dumps(record, indent=1))
             write_results(options, task, predictions, [], parameters_of(AtomicaModel, folder))
     else:
-        train_all(options, task, processor, folder)
+        train_all(options, task, processor, folder, pooling)
     if options.training.do_predict:
         run_prediction(options, folder)
 

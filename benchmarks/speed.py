@@ -12,6 +12,7 @@ is the peak above what was there before the call, in a process of its own.
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import math
@@ -274,6 +275,8 @@ def work_memory(job):
         torch.cuda.reset_peak_memory_stats()
         before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
     else:
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # freed memory that the allocator kept would hide what the call takes
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before, peak = status("VmRSS"), lambda: status("VmHWM")
     start = time.perf_counter()

@@ -707,6 +707,8 @@ def test_what_reverse_cannot_say_is_an_error(tmp_path, tokenizer):
     assert "takes none" in error_of("--reverse", folder("c", "AtomicaForMaskedLM", block_feature_size=5), *back)
     different = {"num_labels": 1, "pooling": "block_sum", "block_feature_size": 5, "classifier_activation": "gelu"}
     assert "block_feature_activation" in error_of("--reverse", folder("d", sequence, **different), *back)
+    unknown = folder("f", sequence, num_labels=1, pooling="mean_std_global")
+    assert "pooling 'mean_std_global'" in error_of("--reverse", unknown, *back)
     path = folder("e", sequence, num_labels=1)
     weights = load_file(path / "model.safetensors")
     save_file(

@@ -16,6 +16,7 @@ from atomica_hf import (
     AtomicaModel,
     AtomicaPreTrainingCollator,
 )
+from atomica_hf.configuration_atomica import POOLINGS, REPRESENTATION_POOLINGS
 
 
 CLASSES = (AtomicaForMaskedLM, AtomicaForSequenceClassification, AtomicaForTokenClassification, AtomicaForInterfaceContrast)
@@ -48,7 +49,7 @@ def everything(seed=0, **changes):
         (None, 2, np.ones((6, 2)), None),
     ],
 )
-@pytest.mark.parametrize("pooling", ["graph", "block_sum"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 def test_losses_of_complexes_are_those_of_transformers_over_the_labels_there_are(
     problem, num_labels, labels, expected, pooling, examples
 ):
@@ -71,6 +72,21 @@ def test_losses_of_complexes_are_those_of_transformers_over_the_labels_there_are
     assert (output.block_logits is not None) == (pooling == "block_sum")
     if pooling == "block_sum":
         assert torch.allclose(output.block_logits.sum(1), output.logits)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_scores_of_complexes_do_not_change_with_rotation_or_batch(pooling, examples):
+    model = build(AtomicaForSequenceClassification, num_labels=2, pooling=pooling)
+    batch = to_batch(examples)
+    with torch.no_grad():
+        found = model(**batch).logits
+        turned = model(**{**batch, "positions": batch["positions"] @ random_rotation(1).T + 3.0}).logits
+        alone = torch.cat([model(**to_batch([example])).logits for example in examples])
+    assert torch.allclose(found, turned, atol=1e-8) and torch.allclose(found, alone, atol=1e-10)
+    assert (found[0] - found[1]).abs().max() > 1e-4
+    if pooling in REPRESENTATION_POOLINGS:
+        vectors = model.get_representations(["z_graph"], pooling, **batch)["z_graph"]
+        assert torch.allclose(model.classifier(model.projection(vectors)), found, atol=1e-12)
 
 
 def test_losses_of_blocks(examples):
@@ -116,7 +132,7 @@ def test_every_head_opens_from_a_pretraining_checkpoint_in_a_fresh_offline_proce
     build(AtomicaForPreTraining, dtype=torch.float32).save_pretrained(tmp_path / "pretrained")
     processor.save_pretrained(tmp_path / "pretrained")
     for cls in CLASSES:
-        build(cls, dtype=torch.float32, num_labels=2).save_pretrained(tmp_path / cls.__name__)
+        build(cls, dtype=torch.float32, num_labels=2, pooling="mean_std_global").save_pretrained(tmp_path / cls.__name__)
     code = """
 import sys, torch, transformers
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -252,14 +268,15 @@ def test_requests_that_make_no_sense_are_named(names, arguments, words, examples
 
 
 def test_a_head_learns(examples):
-    torch.manual_seed(0)
     batch = to_batch(examples, torch.float32)
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
-    for cls, target in (
-        (AtomicaForSequenceClassification, labels),
-        (AtomicaForTokenClassification, torch.where(batch["attention_mask"] == 1, batch["input_ids"] % 2, -100)),
+    for cls, target, changes in (
+        (AtomicaForSequenceClassification, labels, {}),
+        (AtomicaForSequenceClassification, labels, {"pooling": "mean_std_global"}),
+        (AtomicaForTokenClassification, torch.where(batch["attention_mask"] == 1, batch["input_ids"] % 2, -100), {}),
     ):
-        model = cls(tiny_config(num_labels=2)).train()
+        torch.manual_seed(0)
+        model = cls(tiny_config(num_labels=2, **changes)).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(200):
             optimizer.zero_grad()

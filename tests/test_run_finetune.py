@@ -247,6 +247,25 @@ def test_a_probe_without_a_model_is_one_on_random_weights_of_the_seed(data, cach
     assert [float(text) for text in again[:-1]] == pytest.approx([float(text) for text in found["a"][:-1]], rel=1e-4)
 
 
+def test_a_head_reads_what_pooling_says(pretrained, data, cache, tmp_path):
+    options = ("--label_columns", "share", "--split_column", "set")
+    pooled = ("--model_name_or_path", pretrained, "--pooling", "mean_std_global")
+    _, rows = finetune(tmp_path / "m", data, cache, *pooled, *options)
+    model, info = AtomicaForSequenceClassification.from_pretrained(tmp_path / "m", output_loading_info=True)
+    assert model.config.pooling == "mean_std_global" and not info["missing_keys"] and not info["unexpected_keys"]
+    before = AtomicaConfig.from_pretrained(pretrained)
+    assert before.pooling == "graph"
+    again = ("--do_predict", "--model_name_or_path", tmp_path / "m", "--predict_file", data, "--output_dir", tmp_path)
+    run_finetune.main([str(word) for word in (*again, "--cache_dir", cache)])
+    found = [row["share_predicted"] for row in read_csv(tmp_path / "predictions-data.csv")]
+    assert [float(x) for x in found[:-1]] == pytest.approx([float(row["share_predicted"]) for row in rows[:-1]], rel=1e-3)
+    other = ("--model_name_or_path", tmp_path / "m", "--pooling", "graph")
+    with pytest.raises(StructureError, match="has pooling 'mean_std_global', expected 'graph'. Use --reset_head"):
+        finetune(tmp_path / "n", data, cache, *other, *options)
+    numbers, _ = finetune(tmp_path / "n", data, cache, *other, *options, "--reset_head", True)
+    assert "finetune" in numbers["results"] and AtomicaConfig.from_pretrained(tmp_path / "n").pooling == "graph"
+
+
 def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_path):
     options = ("--label_columns", "a", "b", "--split_column", "set", "--config_overrides", TINY, "--num_seeds", 2)
     numbers, rows = finetune(tmp_path / "m", data, cache, *options, "--class_weights", "balanced")
@@ -496,6 +515,8 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
         (("--label_columns", "share", "--config_overrides", "colour=1"), "colour"),
         (("--label_columns", "share", "--config_overrides", "hidden_size=7"), "even number"),
         (("--label_columns", "share", "--num_seeds", "0"), "at least 1"),
+        (("--label_columns", "share", "--strategy", "linear_probe", "--pooling", "block_sum"), "no outputs of blocks"),
+        (("--label_columns", "share", "--block_labels", "True", "--pooling", "graph"), "a whole complex, not of its blocks"),
         (("--label_columns", "share", "--noisy_nodes_weight", "-1"), "noisy_nodes_weight is -1.0, expected at least 0"),
         (("--label_columns", "share", "--noisy_nodes_weight", "1", "--coordinate_noise", "0"), "needs --coordinate_noise"),
         (
