@@ -581,6 +581,7 @@ class _Plan:
             couplings = self.couplings(F.embedding(sources, x), harmonics[edges])
             ys = self.sender_factors(couplings)
             gh = torch.zeros_like(h)
+            # every place in it belongs to one output: they are assigned, not added
             gproducts = {degree: c.new_zeros(*c.shape[:3], own.shape[-1]) for degree, (c, own) in couplings.items()}
             gparts = grad[rows].split([irrep.size for irrep in self.irreps_out], dim=1)
             for i, (irrep, scale) in enumerate(zip(self.irreps_out, self.scales)):

@@ -472,9 +472,11 @@ def segment_mean_std(values, index, num_segments: int):
 def pool_blocks(parts, index, chosen, pooling: str):
     """The three parts of z_block `(total_blocks, width)` -> one vector per complex, of the `chosen` blocks."""
     z_block, complex_of_block = torch.cat(parts, dim=-1), index.complex_of_block
-    mean, deviation = segment_mean_std(z_block[chosen], complex_of_block[chosen], index.batch)
+    row = torch.where(chosen, complex_of_block, index.batch)  # the others share a last row, which is cut off
     if pooling == "mean_component_normalized":
+        mean = segment_mean(z_block, row, index.batch + 1)[:-1]
         return torch.cat([F.normalize(p, dim=-1) for p in mean.split([p.shape[1] for p in parts], dim=-1)], dim=-1)
+    mean, deviation = (values[:-1] for values in segment_mean_std(z_block, row, index.batch + 1))
     # the first global block of the complex, also for an interface, as in ATOMICA
     position = torch.arange(index.total_blocks, device=z_block.device)
     first = torch.where(index.is_global_block, position, index.total_blocks)

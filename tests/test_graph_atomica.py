@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from atomica_hf import AtomicaCollator, AtomicaForPreTraining, AtomicaForSequenceClassification, AtomicaPreTrainingCollator
+from atomica_hf.configuration_atomica import POOLINGS
 from atomica_hf.data_collator_atomica import task_flags
 from atomica_hf.graph_atomica import batch_graph
 
@@ -50,6 +51,15 @@ def test_a_step_never_waits_for_a_number_of_the_device(examples, settings, monke
     del batch["graph"]
     with pytest.raises(NotImplementedError, match="nonzero"):
         model(**send_to_device(batch, "meta"))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_step_of_fine_tuning_never_waits_either(pooling, examples, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())
+    model = AtomicaForSequenceClassification(tiny_config(num_labels=2, pooling=pooling)).train().to("meta")
+    batch = AtomicaCollator(config=model.config)([{**example, "labels": [0.5, 1.5]} for example in examples])
+    model(**send_to_device(batch, "meta")).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_a_graph_of_something_else_is_an_error(examples):
