@@ -1217,7 +1217,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         elif config.pooling in REPRESENTATION_POOLINGS:
             _, parts = self.atomica.invariants(found)
             z_graph = pool_blocks(parts, index, ~index.is_global_block, config.pooling)
-            out["logits"] = self.classifier(self.projection(z_graph))
+            out["logits"] = self.classifier(self.projection(z_graph.to(self.dtype)))
         else:
             out["logits"] = self.classifier(found.h_graph)
         if labels is not None:

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, tiny_model
+from conftest import VOCAB_SIZE, tiny_config, tiny_model
 
-from atomica_hf import AtomicaConfig, AtomicaForPreTraining, AtomicaPreTrainingCollator
+from atomica_hf import (
+    AtomicaConfig,
+    AtomicaForPreTraining,
+    AtomicaForSequenceClassification,
+    AtomicaPreTrainingCollator,
+)
+from atomica_hf.configuration_atomica import POOLINGS
 from atomica_hf.graph_atomica import batch_graph
+from atomica_hf.processing_atomica import MODEL_INPUTS
 
 
 EMBEDDINGS = ("last_hidden_state", "pooler_output", "atom_hidden_state")
@@ -48,6 +55,21 @@ def test_half_precision_stays_near_double(batch, autocast, weights, embedding, l
     assert (found["loss"] - expected["loss"]).abs() < loss * expected["loss"]
     assert (found["loss"] - expected["loss"]).abs() > 1e-7 * expected["loss"]  # it was computed in less than double precision
     assert torch.cosine_similarity(gradient, direction, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_heads_in_half_precision_stay_near_double(pooling, weights, batch):
+    torch.manual_seed(0)
+    model = AtomicaForSequenceClassification(tiny_config(num_labels=2, pooling=pooling)).to(weights)
+    given = {name: value for name, value in batch.items() if name in MODEL_INPUTS}
+    given["labels"] = torch.zeros(len(batch["input_ids"]), 2)
+    model(**given).loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    with torch.no_grad():
+        found = model.eval()(**given).logits
+        expected = model.double()(**given).logits
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max().clamp_min(0.1)
 
 
 def test_compiles_as_one_graph_when_the_collator_found_the_neighbours(batch):
