@@ -277,7 +277,7 @@ def test_a_head_learns(examples):
     ):
         torch.manual_seed(0)
         model = cls(tiny_config(num_labels=2, **changes)).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
         for _ in range(200):
             optimizer.zero_grad()
             loss = model(**batch, labels=target).loss

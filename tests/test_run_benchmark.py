@@ -289,6 +289,7 @@ def test_molecules_of_the_corpus_are_counted(words, tmp_path, data):
     assert "In the pretraining corpus: not checked." in (tmp_path / "o" / "scoreboard.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_cells_in_processes_of_their_own(words, tmp_path):
     """One that is made, and one that fails there: its encoder has another vocabulary."""
     small = tmp_path / "small"
@@ -414,6 +415,7 @@ def test_real_complexes_can_be_read(shared, tmp_path, processor):
         assert len(groups) == {"ligand_affinity": 15, "protein_affinity": 44}[name]
 
 
+@pytest.mark.slow
 def test_simple_models_reach_known_levels(shared, tmp_path, monkeypatch):
     """ECFP4 and a forest on the scaffold split without chance: ESOL near 1.7 log units, BBBP about 0.69."""
     tasks = [
