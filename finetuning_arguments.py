@@ -229,6 +229,8 @@ def check_options(options):
     refuse(changed, "--config_name and --config_overrides are for models without --model_name_or_path.")
     sums = model.pooling == "block_sum" and model.strategy in PROBES
     refuse(sums, f"--pooling block_sum is not for --strategy {model.strategy}, which has no outputs of blocks.")
+    twice = model.pooling is not None and "pooling=" in (model.config_overrides or "")
+    refuse(twice, f"--pooling {model.pooling} and --config_overrides {model.config_overrides} both say the pooling.")
     refuse(model.pooling is not None and data.block_labels, "--pooling is for labels of a whole complex, not of its blocks.")
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")

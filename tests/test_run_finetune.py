@@ -517,6 +517,7 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
         (("--label_columns", "share", "--num_seeds", "0"), "at least 1"),
         (("--label_columns", "share", "--strategy", "linear_probe", "--pooling", "block_sum"), "no outputs of blocks"),
         (("--label_columns", "share", "--block_labels", "True", "--pooling", "graph"), "a whole complex, not of its blocks"),
+        (("--label_columns", "share", "--pooling", "graph", "--config_overrides", "pooling=block_sum"), "both say the pooling"),
         (("--label_columns", "share", "--noisy_nodes_weight", "-1"), "noisy_nodes_weight is -1.0, expected at least 0"),
         (("--label_columns", "share", "--noisy_nodes_weight", "1", "--coordinate_noise", "0"), "needs --coordinate_noise"),
         (
