@@ -2,7 +2,8 @@
 """What a structure is: segments of components, where each came from, and the report of what was read and why not.
 
 A `Structure` is a list of segments (the partners of a complex; one for a lone molecule), a segment a list of `Component`s: a
-residue (known by its name) or a molecule (known by its bonds). Positions are in angstrom. Hydrogens are left out.
+residue (known by its name) or a molecule (known by its bonds). Positions are in angstrom. Hydrogens stand beside the atoms, not
+among them: most of the work is done without.
 """
 
 import gzip
@@ -70,6 +71,9 @@ class Component:
         origin (`Origin`): where it came from.
         mol (`rdkit.Chem.Mol`): for a molecule, its atoms in the same order with bonds; None for a residue.
         kind (`str`): what it is in a structure file: `protein`, `dna`, `rna`, `ligand` or `ion`; empty for other molecules.
+        charges (`np.ndarray` of shape `(num_atoms,)`): formal charge of each atom, hydrogens included; zero by default.
+        hydrogens (`np.ndarray` of shape `(num_hydrogens, 3)`): positions of those that the source has; none by default.
+        hydrogen_parents (`np.ndarray` of shape `(num_hydrogens,)`): the atom that each is bonded to.
     """
 
     name: str
@@ -79,6 +83,15 @@ class Component:
     origin: Origin = field(default_factory=Origin)
     mol: Chem.Mol | None = None
     kind: str = ""
+    charges: np.ndarray | None = None
+    hydrogens: np.ndarray | None = None
+    hydrogen_parents: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.charges is None:
+            self.charges = np.zeros(len(self.elements), dtype=np.int64)
+        if self.hydrogens is None:
+            self.hydrogens, self.hydrogen_parents = np.zeros((0, 3)), np.zeros(0, dtype=np.int64)
 
 
 @dataclass

@@ -33,7 +33,9 @@ CUSTOM_PIPELINES = {  # task: class, and the Auto class that opens its model
 
 ACTIVATIONS = ("relu", "gelu", "elu")
 REPRESENTATION_POOLINGS = ("mean_std_global", "mean_component_normalized")
-POOLINGS = ("graph", "block_sum", *REPRESENTATION_POOLINGS)
+POOLINGS = ("graph", "block_sum", "pair_energy", *REPRESENTATION_POOLINGS)
+ENERGY_UNITS = {"kcal/mol": 1.0, "kJ/mol": 4.184, "eV": 0.0433641, "hartree": 0.001593601}  # one kcal/mol
+REGRESSION_LOSSES = ("mse", "mae", "huber")
 CONVOLUTIONS = ("auto", "torch", "triton")
 NUM_SPECIAL_BLOCKS = 4  # <pad> <mask> <unk> <global>: never predicted, so class = token id - 4
 
@@ -68,6 +70,11 @@ class AtomicaConfig(PreTrainedConfig):
         block_feature_dropout (`float`): dropout in these perceptrons.
         block_feature_activation (`str`): `"relu"`, `"gelu"` or `"elu"`.
         block_feature_after (`bool`): mix them in after the block encoder too, not only before.
+        use_element_descriptors (`bool`): atoms begin with the group, period and electronegativity of their element, and with
+            what is learnt of each beyond; elements that a training lacks are then related to others.
+        use_atom_charges (`bool`): embed the formal charges of atoms, and the net charge of their segment (`atom_charges`).
+        cross_segment_edges (`bool`): whether atoms and blocks receive from other segments; without, the encoder sees each
+            segment as if it were alone.
         direction_softening (`float`): length below which the direction of an edge fades; 0 in published weights.
         attend_to_padding (`bool`): let attention see padding as published ATOMICA does; a vector then depends on its batch.
         unknown_as_global (`bool`): treat `<unk>` blocks and their atoms as globals in the graph, as published ATOMICA does.
@@ -77,9 +84,13 @@ class AtomicaConfig(PreTrainedConfig):
         atom_loss_weight, torsion_loss_weight, translation_loss_weight, rotation_loss_weight, mask_loss_weight,
             composition_loss_weight (`float`): their weights in the loss.
         pooling (`str`): what `AtomicaForSequenceClassification` reads: `"graph"`, the vector of the complex; `"block_sum"`, the
-            sum of the outputs of its blocks (global ones only with global message passing); or `"mean_std_global"` or
+            sum of the outputs of its blocks (global ones only with global message passing); `"mean_std_global"` or
             `"mean_component_normalized"`, the invariants of all channels pooled like this (`z_graph` of
-            `get_representations`).
+            `get_representations`); or `"pair_energy"`, the interaction energy of its segments as a sum over pairs of atoms
+            (one label, a regression).
+        energy_unit (`str`): of the labels with `pooling="pair_energy"`: `"kcal/mol"`, `"kJ/mol"`, `"eV"` or `"hartree"`.
+        energy_cutoff (`float`): largest distance of two atoms that interact there.
+        regression_loss (`str`): `"mse"`, `"mae"`, or `"huber"` with delta 1 (in the units that the model is trained in).
         classifier_hidden_sizes (`list[int]`, *optional*): hidden layers of the heads that classify and regress; by default
             two as wide as `hidden_size`.
         classifier_activation (`str`): `"relu"`, `"gelu"` or `"elu"`.
@@ -101,6 +112,7 @@ class AtomicaConfig(PreTrainedConfig):
     model_type = "atomica"
     keys_to_ignore_at_inference = [
         "last_hidden_state", "pooler_output", "atom_hidden_state", "atom_irreps", "block_irreps", "block_logits",
+        "energy_terms",
     ]  # fmt: skip
 
     vocab_size: int = 440
@@ -127,6 +139,9 @@ class AtomicaConfig(PreTrainedConfig):
     block_feature_dropout: float = 0.0
     block_feature_activation: str = "relu"
     block_feature_after: bool = True
+    use_element_descriptors: bool = False
+    use_atom_charges: bool = False
+    cross_segment_edges: bool = True
     direction_softening: float = 0.1
     attend_to_padding: bool = False
     unknown_as_global: bool = False
@@ -145,6 +160,9 @@ class AtomicaConfig(PreTrainedConfig):
     composition_loss_weight: float = 1.0
 
     pooling: str = "graph"
+    energy_unit: str = "kcal/mol"
+    energy_cutoff: float = 20.0
+    regression_loss: str = "mse"
     classifier_hidden_sizes: list[int] | None = None
     classifier_activation: str = "relu"
     classifier_dropout: float | None = None
@@ -181,6 +199,15 @@ class AtomicaConfig(PreTrainedConfig):
         sizes = [self.block_feature_size] if isinstance(self.block_feature_size, int) else list(self.block_feature_size)
         return sizes if any(sizes) else []
 
+    @property
+    def optional_inputs(self) -> dict[str, bool]:
+        """Inputs that some models need and others do not take -> whether this one does."""
+        return {
+            "modality_ids": self.num_modalities > 0,
+            "block_features": bool(self.block_feature_sizes),
+            "atom_charges": self.use_atom_charges,
+        }
+
     def validate_atomica(self):
         """Checks that the values fit together.
 
@@ -204,7 +231,7 @@ class AtomicaConfig(PreTrainedConfig):
                 "hidden_size",
                 f"a multiple of `num_attention_heads` ({self.num_attention_heads})",
             )
-        for name in ("atom_cutoff", "block_cutoff", "rigid_cutoff", "torsion_cutoff"):
+        for name in ("atom_cutoff", "block_cutoff", "rigid_cutoff", "torsion_cutoff", "energy_cutoff"):
             expect(getattr(self, name) > 0, name, "a positive length in angstrom")
         for name in ("direction_softening", "num_modalities") + tuple(n for n in self.to_dict() if n.endswith("_loss_weight")):
             expect(getattr(self, name) >= 0, name, "zero or more")
@@ -221,7 +248,10 @@ class AtomicaConfig(PreTrainedConfig):
         expect(self.block_feature_hidden_size >= 1, "block_feature_hidden_size", "at least 1")
         for name in ("block_feature_activation", "classifier_activation"):
             expect(getattr(self, name) in ACTIVATIONS, name, f"one of {', '.join(ACTIVATIONS)}")
-        expect(self.pooling in POOLINGS, "pooling", f"one of {', '.join(POOLINGS)}")
+        for name, known in (
+            ("pooling", POOLINGS), ("energy_unit", tuple(ENERGY_UNITS)), ("regression_loss", REGRESSION_LOSSES),
+        ):  # fmt: skip
+            expect(getattr(self, name) in known, name, f"one of {', '.join(known)}")
         sizes = self.classifier_hidden_sizes
         expect(sizes is None or all(size > 0 for size in sizes), "classifier_hidden_sizes", "positive numbers, or None")
         expect(self.conv_implementation in CONVOLUTIONS, "conv_implementation", f"one of {', '.join(CONVOLUTIONS)}")
@@ -238,5 +268,6 @@ class AtomicaConfig(PreTrainedConfig):
 
 
 __all__ = [
-    "ACTIVATIONS", "AUTO_MAP", "CONVOLUTIONS", "CUSTOM_PIPELINES", "NUM_SPECIAL_BLOCKS", "POOLINGS", "AtomicaConfig",
+    "ACTIVATIONS", "AUTO_MAP", "CONVOLUTIONS", "CUSTOM_PIPELINES", "ENERGY_UNITS", "NUM_SPECIAL_BLOCKS", "POOLINGS",
+    "REGRESSION_LOSSES", "AtomicaConfig",
 ]  # fmt: skip

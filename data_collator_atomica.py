@@ -100,6 +100,7 @@ class Puzzle:
         self.bonds = np.array(example.get("torsion_bonds", []), dtype=np.int64).reshape(-1, 2)
         self.turning = [np.array(atoms, dtype=np.int64) for atoms in example.get("torsion_atoms", [])]
         self.is_polymer = list(example.get("segment_is_polymer", [0] * (self.segments.max() + 1)))
+        self.charges = None if example.get("atom_charges") is None else np.array(example["atom_charges"])
         self.features = None
         if example.get("block_features") is not None:
             self.features = np.array(example["block_features"], dtype=np.float32)
@@ -165,6 +166,8 @@ class Puzzle:
             self.features = self.features[keep]
         self.atom_to_block = new_block[self.atom_to_block[keep_atom]]
         self.atom_ids, self.positions = self.atom_ids[keep_atom], self.positions[keep_atom]
+        if self.charges is not None:
+            self.charges = self.charges[keep_atom]
         bonds, turning = [], []
         for bond, atoms in zip(new_atom[self.bonds], self.turning):
             atoms = new_atom[atoms]
@@ -262,6 +265,8 @@ class Puzzle:
             self.labels["torsion_index"], self.labels["torsion_labels"] = bonds[seen], self.labels["torsion_labels"][seen]
         self.atom_ids = np.where(hidden_atom, ATOM_MASK, self.atom_ids)[keep]
         self.atom_to_block = self.atom_to_block[keep]
+        if self.charges is not None:
+            self.charges = np.where(hidden_atom, 0, self.charges)[keep]
 
     def to_example(self):
         return {
@@ -271,6 +276,7 @@ class Puzzle:
             "atom_ids": self.atom_ids,
             "atom_to_block": self.atom_to_block,
             "positions": self.positions,
+            **({} if self.charges is None else {"atom_charges": self.charges}),
             **({} if self.features is None else {"block_features": self.features}),
             **self.labels,
         }
@@ -294,7 +300,7 @@ class AtomicaCollator:
     config: AtomicaConfig | None = None
 
     def __call__(self, examples):
-        optional = ("modality_ids", "block_features")
+        optional = ("modality_ids", "block_features", "atom_charges")
         batch = pad_examples(examples, [*MODEL_INPUTS, *(name for name in optional if examples[0].get(name) is not None)])
         name = next((name for name in ("labels", "label") if name in examples[0]), None)
         if name is not None:

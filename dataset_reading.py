@@ -182,10 +182,12 @@ def hash_of(value):
 
 def settings_of(processor, options, max_samples):
     """What an example depends on, besides its input."""
-    reading = ("tokenization", "component", "molecule", "macromolecule", "structure", "processing")
+    reading = ("tokenization", "component", "molecule", "protonation", "macromolecule", "structure", "processing")
     files = [*(f"{name}_atomica.py" for name in reading), "original_data.py", "plain_pickle.py"]
     return {
         **asdict(options),
+        "keep_hydrogens": processor.keep_hydrogens,
+        "return_charges": processor.return_charges,
         "max_samples": max_samples,
         "vocabulary": vocabulary_hash(processor.tokenizer),
         "fragments": hash_of([processor.tokenizer.fragments, processor.tokenizer.atom_order]),

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from atomica_hf import StructureError
-from atomica_hf.configuration_atomica import POOLINGS
+from atomica_hf.configuration_atomica import ENERGY_UNITS, POOLINGS, REGRESSION_LOSSES
 from hyperparameter_search import load_optuna
 from metrics_atomica import METRICS
 from script_arguments import ScriptParser
@@ -19,6 +19,7 @@ from splitting import SPLITS
 
 PROBES = ("linear_probe", "random_forest")
 STRATEGIES = ("finetune", "freeze", "gradual", "scratch", *PROBES)
+HEAD_OPTIONS = ("pooling", "energy_unit", "regression_loss")  # of the configuration, where they are given
 DEFAULT_NOISE = 0.1  # angstrom
 
 
@@ -46,8 +47,19 @@ class ModelArguments:
         default=None,
         metadata={"choices": list(POOLINGS)},
         help="What a head or a probe reads: by default what the model's configuration says. graph: h_graph. "
-        "mean_std_global, mean_component_normalized: z_graph, pooled like this. block_sum: heads only, the sum of the outputs "
-        "of all blocks.",
+        "mean_std_global, mean_component_normalized: z_graph, pooled like this. Heads only: block_sum, the sum of the outputs "
+        "of all blocks; pair_energy, the interaction energy of the partners of a complex, a sum over pairs of atoms.",
+    )
+    energy_unit: str | None = HfArg(
+        default=None, metadata={"choices": list(ENERGY_UNITS)}, help="With --pooling pair_energy: unit of the labels."
+    )
+    regression_loss: str | None = HfArg(
+        default=None,
+        metadata={"choices": list(REGRESSION_LOSSES)},
+        help="Loss of numbers: mse by default; mae and huber (delta 1) are led less by the farthest labels.",
+    )
+    keep_hydrogens: bool = HfArg(
+        default=False, help="Hydrogens become atoms of the blocks too, as they are for models trained with them."
     )
     probe_regularization: float = HfArg(default=1.0, help="Of linear probes: alpha of the ridge, 1 / C of the logistic.")
 
@@ -227,10 +239,14 @@ def check_options(options):
     refuse(trained_before, "--strategy scratch takes no --model_name_or_path: use --config_name for a configuration.")
     changed = model.model_name_or_path is not None and (model.config_name or model.config_overrides)
     refuse(changed, "--config_name and --config_overrides are for models without --model_name_or_path.")
-    sums = model.pooling == "block_sum" and model.strategy in PROBES
-    refuse(sums, f"--pooling block_sum is not for --strategy {model.strategy}, which has no outputs of blocks.")
-    twice = model.pooling is not None and "pooling=" in (model.config_overrides or "")
-    refuse(twice, f"--pooling {model.pooling} and --config_overrides {model.config_overrides} both say the pooling.")
+    sums = model.pooling in ("block_sum", "pair_energy") and model.strategy in PROBES
+    refuse(sums, f"--pooling {model.pooling} is not for --strategy {model.strategy}, which has no outputs of blocks.")
+    for name in HEAD_OPTIONS:
+        value, overrides = getattr(model, name), (model.config_overrides or "").split(",")
+        twice = value is not None and any(text.split("=")[0].strip() == name for text in overrides)
+        refuse(twice, f"--{name} {value} and --config_overrides {model.config_overrides} both say the {name}.")
+    useless = [name for name in ("energy_unit", "regression_loss") if getattr(model, name) and model.strategy in PROBES]
+    refuse(useless, f"--{' and --'.join(useless)} {'is' if len(useless) == 1 else 'are'} not for --strategy {model.strategy}.")
     refuse(model.pooling is not None and data.block_labels, "--pooling is for labels of a whole complex, not of its blocks.")
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")

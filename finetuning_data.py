@@ -52,6 +52,7 @@ _NOT_READING = (
     "graph",
     "convolution_triton",
     "configuration",
+    "energy",
     "data_collator",
     "metrics",
 )  # code that no example depends on
@@ -592,6 +593,21 @@ def reject_unaligned(labels, source, encoded):
             encoded.report.kept -= 1
 
 
+def reject_lone(source, encoded):
+    """Rejects the rows with an example of a single segment, which has no interaction energy.
+
+    Raises:
+        `StructureError`: if nothing is left.
+    """
+    for row, items in enumerate(encoded.items):
+        if any(max(encoded.store.example(item)["token_type_ids"]) == 0 for item in items):
+            message = f"{source.names[row]}: a lone molecule, expected a complex: an interaction energy is of two partners."
+            encoded.reject(row, source.names[row], StructureError("one_segment", message))
+            encoded.report.kept -= 1
+    if not any(encoded.items):
+        raise StructureError("nothing_usable", f"{source.path}: no complex is in it.\n{encoded.report.summary()}")
+
+
 # structures ---------------------------------------------------------------------------------------------------------------
 
 
@@ -652,7 +668,7 @@ class PreparedExamples:
         return {name: value for name, value in example.items() if name != "label" and not name.startswith("torsion")}
 
 
-_KEPT = (*MODEL_INPUTS, "name", "block_origins", "modality_ids")
+_KEPT = (*MODEL_INPUTS, "atom_charges", "name", "block_origins", "modality_ids")
 _processor = None
 
 
@@ -684,6 +700,7 @@ def _build(processor, piece):
 def reading_hash(processor):
     """What an example depends on besides its input: options, vocabulary and code."""
     options = asdict(replace(processor.read_options, seed=0, num_conformers=1))
+    options |= {"keep_hydrogens": processor.keep_hydrogens, "return_charges": processor.return_charges}
     files = sorted(ROOT.glob("*_atomica.py"))
     code = [hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.stem.removesuffix("_atomica") not in _NOT_READING]
     tokenizer = processor.tokenizer
@@ -808,8 +825,7 @@ def check_model(encoded, config, path):
     """Raises `StructureError` if a model of this configuration needs inputs that the examples do not have."""
     item = next(items[0] for items in encoded.items if items)
     example = encoded.store.example(item)
-    needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
-    for name, wanted in needed.items():
+    for name, wanted in config.optional_inputs.items():
         if wanted and example.get(name) is None:
             raise StructureError("other_model", f"The model needs {name}, which {path} does not have.")
 
@@ -828,8 +844,7 @@ class LabelledExamples(torch.utils.data.Dataset):
     def __init__(self, encoded, rows, config, labels=None, of_blocks=False):
         self.store, self.labels, self.of_blocks = encoded.store, labels, of_blocks
         self.items = [(row, item) for row in rows for item in encoded.items[row]]
-        optional = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
-        self.unused = {name for name, wanted in optional.items() if not wanted}
+        self.unused = {name for name, wanted in config.optional_inputs.items() if not wanted}
 
     @property
     def rows(self):

@@ -15,14 +15,19 @@ from atomica_hf import (
     StructureError,
 )
 from atomica_hf.configuration_atomica import REPRESENTATION_POOLINGS
-from finetuning_arguments import PROBES
+from finetuning_arguments import HEAD_OPTIONS, PROBES
 from metrics_atomica import REGRESSION
-from model_loading import load_processor
+from model_loading import load_processor, read_all_atoms
 
 
 def processor_of(options, folder=None):
-    """That of a folder, or the one that the options name."""
-    return load_processor(folder or options.model.processor_name_or_path or options.model.model_name_or_path or str(ROOT))
+    """That of a folder, or the one that the options name, with the hydrogens and charges that they or the model ask for."""
+    if folder:
+        return load_processor(folder)
+    arguments, name = options.model, options.model.model_name_or_path
+    processor = load_processor(arguments.processor_name_or_path or name or str(ROOT))
+    config = load_config(name) if name else unlabelled_config(arguments)
+    return read_all_atoms(processor, arguments.keep_hydrogens, config.use_atom_charges)
 
 
 def load_config(name):
@@ -67,18 +72,31 @@ def label_settings(labels):
     return {"problem_type": labels.problem, "id2label": names, "label2id": {name: i for i, name in names.items()}}
 
 
+def head_settings(arguments):
+    """Entries of the configuration that the options change."""
+    return {name: getattr(arguments, name) for name in HEAD_OPTIONS if getattr(arguments, name) is not None}
+
+
+def unlabelled_config(arguments):
+    """Of a model without pretrained weights, before anything is known of its labels. Raises as `new_config`."""
+    config = load_config(arguments.config_name) if arguments.config_name else AtomicaConfig()
+    try:
+        if arguments.config_overrides:
+            config.update_from_string(arguments.config_overrides)
+        return config
+    except (ValueError, AttributeError, KeyError) as error:
+        raise StructureError("usage", f"--config_overrides {arguments.config_overrides}: {error}") from error
+
+
 def new_config(arguments, vocab_size, labels):
     """Of a model without pretrained weights.
 
     Raises:
         `StructureError`: for overrides that are not known or do not fit.
     """
-    config = load_config(arguments.config_name) if arguments.config_name else AtomicaConfig()
+    config = unlabelled_config(arguments)
     try:
-        if arguments.config_overrides:
-            config.update_from_string(arguments.config_overrides)
-        values = {**config.to_dict(), "vocab_size": vocab_size, **label_settings(labels)}
-        values["pooling"] = arguments.pooling or config.pooling
+        values = {**config.to_dict(), "vocab_size": vocab_size, **label_settings(labels), **head_settings(arguments)}
         for name in ("num_labels", "architectures", "transformers_version", "model_type"):
             values.pop(name, None)
         return AtomicaConfig(**values)
@@ -101,7 +119,7 @@ def make_model(options, labels, vocab_size, seed, scale):
     cls = model_class(labels.of_blocks)
     set_seed(seed)
     if name is None:
-        return cls(new_config(arguments, vocab_size, labels))
+        return _with_head(cls, new_config(arguments, vocab_size, labels))
     config = load_config(name)
     if config.vocab_size != vocab_size:
         message = f"{name}: the model has {config.vocab_size} block tokens, the tokenizer {vocab_size}."
@@ -109,7 +127,7 @@ def make_model(options, labels, vocab_size, seed, scale):
     try:
         if has_head(config) and not arguments.reset_head:
             check_head(config, labels, name, arguments.pooling)
-            model = cls.from_pretrained(name, **label_settings(labels), dtype=torch.float32)
+            model = cls.from_pretrained(name, **label_settings(labels), **head_settings(arguments), dtype=torch.float32)
             if scale is not None:
                 unscale_head(model, *scale)
             return model
@@ -120,10 +138,19 @@ def make_model(options, labels, vocab_size, seed, scale):
         raise StructureError("no_model", f"{name}: no weights of Atomica there ({str(error).splitlines()[0]}).") from error
     for key, value in label_settings(labels).items():
         setattr(config, key, value)
-    config.pooling = arguments.pooling or config.pooling
-    model = cls(config)
+    for key, value in head_settings(arguments).items():
+        setattr(config, key, value)
+    model = _with_head(cls, config)
     model.atomica.load_state_dict(encoder.state_dict())
     return model
+
+
+def _with_head(cls, config):
+    """Raises `StructureError` if the labels are not of the kind that the head is for."""
+    try:
+        return cls(config)
+    except ValueError as error:
+        raise StructureError("other_head", str(error)) from error
 
 
 def pooling_of(options, vocab_size, labels):
@@ -137,10 +164,13 @@ def pooling_of(options, vocab_size, labels):
 
 def target_scale(task, pooling):
     """Mean and standard deviation of each target in the training set, arrays `(num_labels,)`; None for classes. With the
-    pooling `block_sum`, zero and the root mean square: a sum over blocks has no place for a mean."""
+    pooling `block_sum`, zero and the root mean square: a sum over blocks has no place for a mean. With `pair_energy`, zero and
+    one: its constants have units."""
     if task.problem != REGRESSION:
         return None
     values, _ = task.targets(task.rows("train"))
+    if pooling == "pair_energy":
+        return np.zeros(values.shape[1]), np.ones(values.shape[1])
     there = ~np.isnan(values)
     mean = np.array([value[known].mean() if known.any() else 0.0 for value, known in zip(values.T, there.T)])
     std = np.array([value[known].std() if known.any() else 0.0 for value, known in zip(values.T, there.T)])
@@ -152,6 +182,8 @@ def target_scale(task, pooling):
 @torch.no_grad()
 def scale_head(model, mean, std):
     """Puts the units of the targets into the last layer: a model of standardised targets then predicts in their own units."""
+    if hasattr(model, "pair_energy"):
+        return
     last = model.classifier.layers[-1]
     mean, std = (torch.tensor(value, dtype=last.weight.dtype, device=last.weight.device) for value in (mean, std))
     last.weight.mul_(std[:, None])

@@ -75,10 +75,10 @@ def run_probe(options, task, record, folder):
     Returns:
         Predictions by row.
     """
+    processor = processor_of(options)
     if options.model.model_name_or_path:
-        model, processor = load_encoder(options.model.model_name_or_path)
+        model, _ = load_encoder(options.model.model_name_or_path)
     else:
-        processor = processor_of(options)
         set_seed(options.training.seed)
         model = AtomicaModel(new_config(options.model, len(processor.tokenizer), task.labels)).eval()
     check_model(task.encoded, model.config, task.source.path)

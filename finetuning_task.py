@@ -18,8 +18,10 @@ from finetuning_data import (
     encode_source,
     read_labels,
     read_source,
+    reject_lone,
     reject_unaligned,
 )
+from finetuning_models import pooling_of
 from metrics_atomica import CLASSES, REGRESSION
 from splitting import SETS, check_split, make_split, read_split, shared_molecules
 
@@ -148,6 +150,8 @@ def prepare_task(options, processor):
     encoded = build(source, processor, options)
     if labels.of_blocks:
         reject_unaligned(labels, source, encoded)
+    elif pooling_of(options, len(processor.tokenizer), labels) == "pair_energy":
+        reject_lone(source, encoded)
     task = Task(source, labels, encoded, split)
     try:
         check_split({part: task.rows(part) for part in SETS}, _needed_sets(data))

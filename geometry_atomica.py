@@ -224,7 +224,7 @@ _TREE_NODES = 512  # complexes with more nodes are searched by trees, on the pro
 _TREE_SPARE = 8  # neighbours that a tree gives beyond those wanted, among which ties are broken
 
 
-def _nearest_by_distances(positions, candidates, segments, num_neighbors):
+def _nearest_by_distances(positions, candidates, segments, num_neighbors, across=True):
     """Nearest candidates of every candidate of a padded batch, from all distances, some rows at a time.
 
     Yields (edge type, complex, receiver, sender); see `neighbor_lists`.
@@ -237,7 +237,7 @@ def _nearest_by_distances(positions, candidates, segments, num_neighbors):
         distances = squared_distances(positions[:, rows], positions)
         allowed = candidates[:, rows, None] & candidates[:, None] & (arange[rows, None] != arange)
         same = segments[:, rows, None] == segments[:, None]
-        for edge_type, pairs in ((0, allowed & same), (1, allowed & ~same)):
+        for edge_type, pairs in ((0, allowed & same), (1, allowed & ~same))[: 1 + across]:
             sender, found = smallest(distances.masked_fill(~pairs, math.inf), num_neighbors)
             complex_id, row, slot = found.nonzero(as_tuple=True)
             yield edge_type, complex_id, row + start, sender[complex_id, row, slot]
@@ -273,13 +273,13 @@ def _nearest_in_tree(points, others, num_neighbors, own=None):
     return nearest, found
 
 
-def _nearest_by_trees(positions, segments, num_neighbors):
+def _nearest_by_trees(positions, segments, num_neighbors, across=True):
     """The same as `_nearest_by_distances` for the nodes of one complex, `(num_nodes, 3)`: a tree per segment, and one of what
     is beside it. Yields (edge type, receiver, sender)."""
     for segment in segments.unique():
         inside = segments == segment
         receivers, beside = inside.nonzero().squeeze(1), (~inside).nonzero().squeeze(1)
-        for edge_type, others, own in ((0, receivers, torch.arange(len(receivers))), (1, beside, None)):
+        for edge_type, others, own in ((0, receivers, torch.arange(len(receivers))), (1, beside, None))[: 1 + across]:
             nearest, found = _nearest_in_tree(positions[receivers], positions[others], num_neighbors, own)
             row, slot = found.nonzero(as_tuple=True)
             yield edge_type, receivers[row], others[nearest[row, slot]]
@@ -314,12 +314,37 @@ def nearest_atoms(points, complex_id, positions, valid, num_neighbors: int):
     return torch.cat(nearest), torch.cat(found)
 
 
-def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, with_globals: bool):
+def pairs_across_segments(positions, valid, segments, is_global, cutoff: float):
+    """Pairs of nodes of one complex that belong to different segments and are nearer than `cutoff` angstrom, each pair once;
+    globals are in none.
+
+    Args:
+        positions, valid, segments, is_global: as for `neighbor_lists`.
+
+    Returns:
+        `torch.LongTensor` of shape `(2, num_pairs)`: flat indices, of the lower segment first.
+    """
+    batch, width = valid.shape
+    flat = valid.flatten().cumsum(0).view(batch, width) - 1
+    candidates = valid & ~is_global
+    rows_per_chunk = max(1, _MAX_DISTANCES // max(1, batch * width))
+    found = [flat.new_zeros(2, 0)]
+    for start in range(0, width, rows_per_chunk):
+        rows = slice(start, start + rows_per_chunk)
+        across = candidates[:, rows, None] & candidates[:, None] & (segments[:, rows, None] < segments[:, None])
+        across &= squared_distances(positions[:, rows], positions) < cutoff**2
+        complex_id, first, second = across.nonzero(as_tuple=True)
+        found.append(torch.stack([flat[complex_id, first + start], flat[complex_id, second]]))
+    return torch.cat(found, dim=1)
+
+
+def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, with_globals: bool, across_segments: bool = True):
     """Edges of every node of a padded batch of complexes.
 
     A node that is not global receives from its `num_neighbors` nearest non-globals of its own segment and from as many of
     the complex's other segments. With `with_globals`, each global also exchanges with every other node of its segment and
-    with the complex's other globals. Two globals of one segment are joined by both kinds of edge.
+    with the complex's other globals. Two globals of one segment are joined by both kinds of edge. Without `across_segments`
+    no edge joins two segments.
 
     Args:
         positions (`torch.FloatTensor` of shape `(batch, num_nodes, 3)`): in angstrom.
@@ -343,14 +368,16 @@ def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, wi
         large = candidates.sum(1) > _TREE_NODES
         for i in large.nonzero().squeeze(1):
             nodes = candidates[i].nonzero().squeeze(1)
-            for edge_type, receiver, sender in _nearest_by_trees(positions[i, nodes], segments[i, nodes], num_neighbors):
+            found = _nearest_by_trees(positions[i, nodes], segments[i, nodes], num_neighbors, across_segments)
+            for edge_type, receiver, sender in found:
                 receiver, sender = flat[i, nodes[receiver]], flat[i, nodes[sender]]
                 edges.append((receiver, sender, torch.full_like(receiver, edge_type)))
         small = (~large).nonzero().squeeze(1)
         width = int((candidates[small] * (arange + 1)).max()) if len(small) else 0
     if width:
         within = flat[small]
-        arguments = (positions[small, :width], candidates[small, :width], segments[small, :width], num_neighbors)
+        within_width = [values[small, :width] for values in (positions, candidates, segments)]
+        arguments = (*within_width, num_neighbors, across_segments)
         for edge_type, complex_id, receiver, sender in _nearest_by_distances(*arguments):
             receiver, sender = within[complex_id, receiver], within[complex_id, sender]
             edges.append((receiver, sender, torch.full_like(receiver, edge_type)))
@@ -358,7 +385,8 @@ def neighbor_lists(positions, valid, segments, is_global, num_neighbors: int, wi
         complex_id, position = (valid & is_global).nonzero(as_tuple=True)
         others = valid[complex_id] & (arange != position[:, None])
         same = segments[complex_id] == segments[complex_id, position][:, None]
-        for edge_type, pairs in ((2, others & same), (3, others & is_global[complex_id])):
+        others_in_reach = others if across_segments else others & same
+        for edge_type, pairs in ((2, others & same), (3, others_in_reach & is_global[complex_id])):
             row, node = pairs.nonzero(as_tuple=True)
             central, node_is_global = flat[complex_id[row], position[row]], is_global[complex_id[row], node]
             node = flat[complex_id[row], node]

@@ -9,10 +9,20 @@ from dataclasses import dataclass
 
 import torch
 
-from .geometry_atomica import EdgeFeatures, NeighborList, mean_weight, neighbor_lists, spherical_harmonics
+from .geometry_atomica import (
+    EdgeFeatures,
+    NeighborList,
+    mean_weight,
+    neighbor_lists,
+    pairs_across_segments,
+    spherical_harmonics,
+)
 
 
-GRAPH_OPTIONS = ("num_neighbors", "global_message_passing", "atom_global_message_passing", "unknown_as_global")
+GRAPH_OPTIONS = (
+    "num_neighbors", "global_message_passing", "atom_global_message_passing", "unknown_as_global", "cross_segment_edges",
+    "energy_cutoff",
+)  # fmt: skip
 
 
 def segment_sum(values, index, num_segments: int):
@@ -96,7 +106,7 @@ class ComplexIndex:
         def find():
             return neighbor_lists(
                 self.positions, self.atom_mask, self.atom_segments, self.global_atom_nodes, self.config.num_neighbors,
-                self.config.atom_global_message_passing,
+                self.config.atom_global_message_passing, self.config.cross_segment_edges,
             )  # fmt: skip
 
         return self._neighbors("atom_neighbors", find)
@@ -107,10 +117,26 @@ class ComplexIndex:
         def find():
             return neighbor_lists(
                 self.pad_blocks(self.block_positions), self.block_mask, self.segments, self.global_block_nodes,
-                self.config.num_neighbors, self.config.global_message_passing,
+                self.config.num_neighbors, self.config.global_message_passing, self.config.cross_segment_edges,
             )  # fmt: skip
 
         return self._neighbors("block_neighbors", find)
+
+    def interacting_atoms(self):
+        """Flat indices `(2, num_pairs)` of the atoms of different segments that `energy_cutoff` lets interact."""
+
+        def find():
+            with torch.no_grad():
+                return pairs_across_segments(
+                    self.positions, self.atom_mask, self.atom_segments, self.global_atom_nodes, self.config.energy_cutoff
+                )
+
+        return self.found("interacting_atoms", find)
+
+    @property
+    def segment_of_atom(self):
+        """A number below batch times num_blocks for the segment of each atom, `(total_atoms,)`."""
+        return self.complex_of_atom * self.num_blocks + self.unpad_atoms(self.atom_segments)
 
     def _neighbors(self, name, find):
         if self.graph is not None:
@@ -145,7 +171,7 @@ def batch_graph(config, batch):
 
     Returns:
         `dict`: `block_slots`, `atom_slots`, `attended_atoms`, `torsion_slots` (flat indices of what is not padding), the
-        `NeighborList`s of atoms and blocks, and what it was `made_for`.
+        `NeighborList`s of atoms and blocks, for a head of pair energies `interacting_atoms`, and what it was `made_for`.
     """
     ids, to_block = batch["input_ids"], batch["atom_to_block"]
     index = ComplexIndex(config, ids, to_block, batch["positions"], batch["attention_mask"], batch["token_type_ids"])
@@ -158,6 +184,8 @@ def batch_graph(config, batch):
     }
     if not config.atom_global_message_passing:
         graph["attended_atoms"] = index.attended_atoms()
+    if config.pooling == "pair_energy":
+        graph["interacting_atoms"] = index.interacting_atoms()
     if "torsion_index" in batch:
         graph["torsion_slots"] = index.torsion_slots(batch["torsion_index"])
     return graph

@@ -53,6 +53,8 @@ def mask_each_block(inputs, blocks, config):
     batch["atom_to_block"][rows, first] = blocks[rows]
     batch["atom_ids"] = batch["atom_ids"].masked_fill(inside, config.atom_pad_token_id)
     batch["atom_ids"][rows, first] = config.atom_mask_token_id
+    if "atom_charges" in batch:
+        batch["atom_charges"] = batch["atom_charges"].masked_fill(inside, 0)
     batch["positions"][rows, first] = centres.to(batch["positions"].dtype)
     return batch
 
@@ -62,7 +64,7 @@ def one_complex(inputs, row: int):
     sizes = {"block": int(inputs["attention_mask"][row].nonzero().max()) + 1}
     sizes["atom"] = int((inputs["atom_to_block"][row] >= 0).nonzero().max()) + 1
     cut = {
-        **dict.fromkeys(("atom_ids", "atom_to_block", "positions"), sizes["atom"]),
+        **dict.fromkeys(("atom_ids", "atom_to_block", "positions", "atom_charges"), sizes["atom"]),
         **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "block_features"), sizes["block"]),
     }
     return {name: value[row : row + 1, : cut[name]] if name in cut else value[row : row + 1] for name, value in inputs.items()}

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from .component_atomica import Component, Origin, Structure, StructureError, check_positions, read_bytes
 from .molecule_atomica import fit_template, lone_atom, perceive_bonds, template_from_smiles
+from .protonation_atomica import molecule_charges, residue_charges
 
 
 try:
@@ -375,28 +376,37 @@ def _published_conformation(residue, notes):
 
 
 def _without_hydrogens(atoms, notes):
-    kept = []
+    """Atoms without hydrogens and without what is no element, and the hydrogens."""
+    kept, hydrogens = [], []
     for atom in atoms:
         if atom.element.name in ("H", "D"):
             notes["hydrogen"] += 1
+            hydrogens.append(atom)
         elif atom.element.atomic_number < 1:
             notes["atom_of_unknown_element"] += 1
         else:
             if atom.occ == 0:
                 notes["zero_occupancy"] += 1
             kept.append(atom)
-    return kept
+    return kept, hydrogens
 
 
-def _component(file, chain, residue, atoms, token):
+def _component(file, chain, residue, atoms, token, hydrogens=()):
+    coordinates = lambda atoms: np.array([a.pos.tolist() for a in atoms], dtype=np.float64).reshape(-1, 3)  # noqa: E731
     component = Component(
         name=token or residue.name,
         elements=np.array([atom.element.atomic_number for atom in atoms]),
-        positions=np.array([atom.pos.tolist() for atom in atoms], dtype=np.float64),
+        positions=coordinates(atoms),
         atom_names=[atom.name for atom in atoms],
         origin=Origin(residue.name, chain, residue.seqid.num, residue.seqid.icode.strip(), file.number),
+        charges=np.array([atom.charge for atom in atoms], dtype=np.int64),
+        hydrogens=coordinates(hydrogens),
     )
     check_positions(component.positions, file.path, component.atom_names, component.origin)
+    check_positions(component.hydrogens, file.path, [atom.name for atom in hydrogens], component.origin)
+    component.hydrogen_parents = cKDTree(component.positions).query(component.hydrogens)[1].astype(np.int64)
+    if token is not None and not component.charges.any():
+        component.charges = residue_charges(token, component.atom_names, component.hydrogen_parents)
     return component
 
 
@@ -410,7 +420,7 @@ def _published_components(file, chains, notes):
             if residue.name in ("HOH", "WAT", "DOD", "H2O"):
                 notes["water"] += 1
                 continue
-            atoms = _published_conformation(_without_hydrogens(residue, notes), notes)
+            atoms = _published_conformation(_without_hydrogens(residue, notes)[0], notes)
             if atoms:
                 token = residue_token(residue.name, [atom.name for atom in atoms])
                 if token is not None and token != residue.name:
@@ -460,7 +470,7 @@ class Classified:
             if not options.keep_waters:
                 return
         residue, atoms = _one_conformation(residues, self.file.preferred, notes)
-        atoms = _without_hydrogens(atoms, notes)
+        atoms, hydrogens = _without_hydrogens(atoms, notes)
         if not atoms:
             return
         names = [atom.name for atom in atoms]
@@ -469,7 +479,7 @@ class Classified:
         backbone = _backbone(names)
         if alone and not (token is not None and residue.name in AMINO_ACID_NAMES | NUCLEOTIDE_NAMES and backbone is None):
             token = token if _bonded_to(residue, beside) else None
-        component = _component(self.file, chain, residue, atoms, token)
+        component = _component(self.file, chain, residue, atoms, token, hydrogens)
         self.serials[id(component)] = [atom.serial for atom in atoms]
         if token is not None:
             if token != residue.name:
@@ -477,7 +487,7 @@ class Classified:
             component.kind = "protein" if token in AMINO_ACID_NAMES else "rna" if token.startswith("R") else "dna"
             self.chains[chain].append(component)
         elif len(atoms) == 1 and not _bonded_to(residue, beside):
-            component.mol = lone_atom(component.elements[0])
+            self.with_bonds(component)
             component.kind = "water" if name in WATERS else "ion"
             self.molecules.append(component)
         elif not alone or _bonded_to(residue, beside):  # modified beyond its parents, or a cap of the chain
@@ -490,7 +500,14 @@ class Classified:
 
     def with_bonds(self, component, smiles=None):
         """The component as a molecule: with the bonds of a SMILES, of the file, of the dictionary of components, or perceived;
-        where none of these fits, one component per atom. Every way but the first two is noted."""
+        where none of these fits, one component per atom. Every way but the first two is noted. Charges that the file does not
+        say follow from bonds and hydrogens."""
+        said, found = component.charges.any(), self._find_bonds(component, smiles)
+        for part in found if not said else ():
+            part.charges = molecule_charges(part)
+        return found
+
+    def _find_bonds(self, component, smiles):
         notes, name, count = self.notes, component.origin.name, len(component.elements)
         if component.mol is not None:
             return [component]
@@ -526,7 +543,16 @@ class Classified:
             mol = lone_atom(component.elements[i])
             split.append(
                 Component(
-                    name, component.elements[part], component.positions[part], [atom], component.origin, mol, component.kind
+                    name,
+                    component.elements[part],
+                    component.positions[part],
+                    [atom],
+                    component.origin,
+                    mol,
+                    component.kind,
+                    component.charges[part],
+                    component.hydrogens[component.hydrogen_parents == i],
+                    np.zeros((component.hydrogen_parents == i).sum(), dtype=np.int64),
                 )
             )
         return split
@@ -786,12 +812,14 @@ def _find_ligands(classified, side, smiles):
         components, origins = [], set()
         for chain, residue in pairs:
             if classified.options.as_published:
-                atoms = _published_conformation(_without_hydrogens(residue, classified.notes), classified.notes)
+                atoms, hydrogens = _without_hydrogens(residue, classified.notes)
+                atoms = _published_conformation(atoms, classified.notes)
             else:
                 label_notes = Counter()
-                atoms = _without_hydrogens(_one_conformation([residue], classified.file.preferred, label_notes)[1], label_notes)
+                _, atoms = _one_conformation([residue], classified.file.preferred, label_notes)
+                atoms, hydrogens = _without_hydrogens(atoms, label_notes)
             if atoms:
-                component = _component(classified.file, chain, residue, atoms, None)
+                component = _component(classified.file, chain, residue, atoms, None, hydrogens)
                 component.kind = "ion" if len(atoms) == 1 else "ligand"
                 classified.serials[id(component)] = [atom.serial for atom in atoms]
                 origins.add(component.origin)

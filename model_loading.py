@@ -29,6 +29,19 @@ def load_processor(name) -> AtomicaProcessor:
         raise StructureError("no_processor", message) from error
 
 
+def read_all_atoms(processor, keep_hydrogens, return_charges):
+    """Lets a processor keep hydrogens, or give charges, as well as what it does already; returns it.
+
+    Raises:
+        `StructureError`: if it reads complexes as ATOMICA does, which has neither.
+    """
+    if processor.as_published and (keep_hydrogens or return_charges):
+        raise StructureError("usage", "This processor reads complexes as ATOMICA does, without hydrogens and without charges.")
+    processor.keep_hydrogens = processor.keep_hydrogens or keep_hydrogens
+    processor.return_charges = processor.return_charges or return_charges
+    return processor
+
+
 @contextmanager
 def _errors_only():
     """Without the table of weights that are missing, which the error names."""

@@ -16,6 +16,8 @@ from transformers.modeling_outputs import MaskedLMOutput, TokenClassifierOutput
 from transformers.utils import ModelOutput
 
 from .configuration_atomica import NUM_SPECIAL_BLOCKS, REPRESENTATION_POOLINGS, AtomicaConfig
+from .elements_atomica import NUM_DESCRIPTORS, element_descriptors
+from .energy_atomica import PairEnergy
 from .geometry_atomica import (
     BOND_HARMONICS,
     HARMONICS,
@@ -37,6 +39,7 @@ from .interpretation_atomica import changes, edges_of_copies, interaction_scores
 
 
 NUM_EDGE_TYPES = 4
+FIRST_ELEMENT = 3  # token of hydrogen
 IGNORE_INDEX = -100
 REPRESENTATIONS = ("h_atom", "h_block", "h_graph", "h_interface", "z_atom", "z_block", "z_graph", "z_interface")
 
@@ -63,8 +66,9 @@ def finish(output, return_dict):
     return output if return_dict is None or return_dict else output.to_tuple()
 
 
-def label_loss(logits, labels, problem_type: str):
-    """Loss of logits `(n, num_labels)` as Transformers computes it for a `problem_type`, over the labels that are there.
+def label_loss(logits, labels, problem_type: str, regression_loss: str = "mse"):
+    """Loss of logits `(n, num_labels)` as Transformers computes it for a `problem_type`, over the labels that are there; for
+    `"regression"` also absolute errors, or Huber's loss.
 
     Classes of -100 or NaN, negative or NaN labels of `"multi_label_classification"` and NaN of `"regression"` are missing;
     without any label the loss is zero, with a zero gradient.
@@ -98,7 +102,8 @@ def label_loss(logits, labels, problem_type: str):
     present = ~labels.isnan() if problem_type == "regression" else labels >= 0
     labels = torch.where(present, labels, 0.0)
     if problem_type == "regression":
-        return masked_mean((logits - labels).pow(2), present)
+        loss = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[regression_loss]
+        return masked_mean(loss(logits, labels, reduction="none"), present)
     return masked_mean(F.binary_cross_entropy_with_logits(logits, labels, reduction="none"), present)
 
 
@@ -175,13 +180,16 @@ class AtomicaSequenceClassifierOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`): returned with labels.
         logits (`torch.FloatTensor` of shape `(batch, num_labels)`): scores, or the values of a regression.
         block_logits (`torch.FloatTensor` of shape `(batch, num_blocks, num_labels)`): what each block adds to `logits`; with
-            `config.pooling="block_sum"`.
+            `config.pooling` `"block_sum"` or `"pair_energy"`.
+        energy_terms (`torch.FloatTensor` of shape `(batch, 5)`): `energy_atomica.ENERGY_TERMS`, whose sum is the energy; with
+            `config.pooling="pair_energy"`.
         last_hidden_state, pooler_output, atom_hidden_state: as in `AtomicaModelOutput`.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     block_logits: torch.FloatTensor | None = None
+    energy_terms: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     atom_hidden_state: torch.FloatTensor | None = None
@@ -241,6 +249,22 @@ class AtomicaLongRangeEmbedding(AtomicaDistanceEmbedding):
         return self.gate * super().forward(distances)
 
 
+class AtomicaElementEmbedding(nn.Embedding):
+    """Atom tokens -> a linear map of what the periodic table says, and what is learnt of each beyond, zero at first."""
+
+    def __init__(self, num_embeddings, embedding_dim):
+        super().__init__(num_embeddings, embedding_dim)
+        self.descriptors = nn.Linear(NUM_DESCRIPTORS, embedding_dim, bias=False)
+
+    def reset_parameters(self):
+        nn.init.zeros_(self.weight)
+
+    def forward(self, tokens):
+        weight = self.descriptors.weight
+        table = element_descriptors(self.num_embeddings, FIRST_ELEMENT, weight.dtype, weight.device)
+        return super().forward(tokens) + self.descriptors(table[tokens])
+
+
 class AtomicaMLP(nn.Module):
     """Activation-dropout-linear, again and again, through the given sizes; the last layer has a bias or not."""
 
@@ -263,6 +287,15 @@ def classifier(config):
     sizes = (config.hidden_size, *([config.hidden_size] * 2 if hidden is None else hidden), config.num_labels)
     dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
     return AtomicaMLP(sizes, dropout, activation=config.classifier_activation)
+
+
+def check_energy_labels(config):
+    """Raises `ValueError` if the labels cannot be an interaction energy."""
+    if config.num_labels != 1 or config.problem_type not in (None, "regression"):
+        raise ValueError(
+            f"`pooling` is 'pair_energy' with {config.num_labels} labels and `problem_type` {config.problem_type!r}, expected "
+            "one label of a regression: an interaction energy."
+        )
 
 
 def mask_head(config):
@@ -486,6 +519,16 @@ def pool_blocks(parts, index, chosen, pooling: str):
     return torch.cat([mean, deviation, central], dim=-1)
 
 
+def charge_features(index, charges):
+    """Formal charges `(total_atoms,)` -> for each atom the net charge of its segment, at most 3 either way, and that over the
+    number of its atoms, `(total_atoms, 2)`; and the net charge of every segment. Where in a segment a charge is drawn makes no
+    difference: of resonance structures one is as good as another."""
+    segment, number = index.segment_of_atom, index.batch * index.num_blocks
+    count = (~index.is_global_atom).to(charges.dtype)
+    net, count = (segment_sum(values, segment, number) for values in (charges, count))
+    return torch.stack([net.clamp(-3, 3), net / count.clamp_min(1)], dim=-1)[segment], net
+
+
 def gram_width(irreps) -> int:
     return sum(irrep.multiplicity * (irrep.multiplicity + 1) // 2 for irrep in irreps if irrep.degree > 0)
 
@@ -642,7 +685,7 @@ class AtomicaPreTrainedModel(PreTrainedModel):
             raise ValueError("The model is in training mode, where dropout would pass for scores; call `model.eval()` first.")
         inputs.pop("graph", None)
         names = ("input_ids", "atom_ids", "atom_to_block", "positions", "attention_mask", "token_type_ids", "modality_ids")
-        model.check_inputs(**{**dict.fromkeys((*names, "block_features")), **inputs})
+        model.check_inputs(**{**dict.fromkeys((*names, "block_features", "atom_charges")), **inputs})
 
         def read_out(batch, of_partner, are_copies):
             found = model.encode(**batch, are_copies=are_copies)
@@ -664,6 +707,7 @@ class Encoding(NamedTuple):
     block_irreps: torch.Tensor
     h_block: torch.Tensor
     h_graph: torch.Tensor
+    net_charges: torch.Tensor | None = None  # of the segments, by `index.segment_of_atom`
 
     def hidden_states(self):
         """The fields that every output has."""
@@ -680,13 +724,16 @@ class AtomicaModel(AtomicaPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [
         r"^(atom_noise|rigid|torsion|mask|composition)_head\.",
-        r"^(classifier|projection|complex_atomica|side_projection|complex_projection)\.",
+        r"^(classifier|projection|pair_energy|complex_atomica|side_projection|complex_projection)\.",
     ]
 
     def __init__(self, config):
         super().__init__(config)
         self.block_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.atom_embeddings = nn.Embedding(config.atom_vocab_size, config.atom_hidden_size)
+        atom_embedding = AtomicaElementEmbedding if config.use_element_descriptors else nn.Embedding
+        self.atom_embeddings = atom_embedding(config.atom_vocab_size, config.atom_hidden_size)
+        if config.use_atom_charges:
+            self.charge_embedding = nn.Linear(2, config.atom_hidden_size, bias=False)
         if config.num_modalities:
             self.modality_embeddings = nn.Embedding(config.num_modalities, config.hidden_size)
         self.atom_encoder = AtomicaEncoder(config, config.atom_hidden_size, config.atom_cutoff)
@@ -705,8 +752,9 @@ class AtomicaModel(AtomicaPreTrainedModel):
         self.block_embeddings = value
 
     def check_inputs(
-        self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
-    ):
+        self, input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+        atom_charges,
+    ):  # fmt: skip
         """Shapes and types only; values are checked where examples are made, because reading them would stall a device."""
         given = {"input_ids": input_ids, "atom_ids": atom_ids, "atom_to_block": atom_to_block, "positions": positions}
         missing = [name for name, value in given.items() if value is None]
@@ -729,12 +777,19 @@ class AtomicaModel(AtomicaPreTrainedModel):
             "positions": (positions, (*atom_ids.shape, 3)),
             "modality_ids": (modality_ids, (len(input_ids),)),
             "block_features": (block_features, (*input_ids.shape, max(self.config.block_feature_sizes, default=0))),
+            "atom_charges": (atom_charges, tuple(atom_ids.shape)),
         }
         if block_features is None and self.config.block_feature_sizes:
             shape = expected["block_features"][1]
             raise ValueError(f"This model takes vectors of another model: `block_features` of shape {shape} are needed.")
         if block_features is not None and not self.config.block_feature_sizes:
             raise ValueError("`block_features` were given to a model without (`block_feature_size` is 0).")
+        if (atom_charges is not None) != self.config.use_atom_charges:
+            raise ValueError(
+                "This model takes charges of atoms: `atom_charges` are needed; a processor with `return_charges` gives them."
+                if self.config.use_atom_charges
+                else "`atom_charges` were given to a model without (`use_atom_charges` is False)."
+            )
         for name, (value, shape) in expected.items():
             if value is not None and tuple(value.shape) != shape:
                 raise ValueError(f"`{name}` has shape {tuple(value.shape)}, expected {shape}.")
@@ -755,14 +810,16 @@ class AtomicaModel(AtomicaPreTrainedModel):
         token_type_ids=None,
         modality_ids=None,
         block_features=None,
+        atom_charges=None,
         graph=None,
         are_copies=False,
     ):
         """Inputs as in `forward` -> `Encoding`. With `are_copies`, the complexes are the first one and copies of it of
         `mask_each_block`: what they share is computed once, without a gradient, and `atom_edges` are a list, one per layer."""
         self.check_inputs(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges,
+        )  # fmt: skip
         config = self.config
         if attention_mask is None:
             attention_mask = input_ids != config.pad_token_id
@@ -785,7 +842,11 @@ class AtomicaModel(AtomicaPreTrainedModel):
             base = index.flat_atom[0][index.atom_slots % index.num_atoms]
             of_copies = base, index.unpad_atoms(changes(atom_ids) | changes(positions))
         atom_edges, changed = edges(index.atom_positions, index.atom_neighbors(), *of_copies)
-        atom_irreps, h_atom = self.atom_encoder(self.atom_embeddings(index.unpad_atoms(atom_ids)), atom_edges)
+        atoms, net_charges = self.atom_embeddings(index.unpad_atoms(atom_ids)), None
+        if config.use_atom_charges:
+            charged, net_charges = charge_features(index, index.unpad_atoms(atom_charges).to(wide))
+            atoms = atoms + self.charge_embedding(charged.to(dtype))
+        atom_irreps, h_atom = self.atom_encoder(atoms, atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))
         if config.block_feature_sizes:
@@ -807,7 +868,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
             h_block = self.block_features_after(h_block, block_features, segments)
         takes_part = torch.ones_like(index.is_global_block) if config.global_message_passing else ~index.is_global_block
         h_graph = self.pooler(h_block, takes_part, index)
-        return Encoding(index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph)
+        return Encoding(index, atom_edges, atom_irreps, h_atom, block_irreps, h_block, h_graph, net_charges)
 
     def invariants(self, found: Encoding):
         """z_atom `(total_atoms, width)`, and the three parts of z_block `(total_blocks, ...)`; see `get_representations`."""
@@ -830,6 +891,7 @@ class AtomicaModel(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         output_irreps: bool = False,
         return_dict: bool | None = None,
@@ -848,6 +910,8 @@ class AtomicaModel(AtomicaPreTrainedModel):
             block_features (`torch.FloatTensor` of shape `(batch, num_blocks, size)`): vectors of another model, for models with
                 `block_feature_size`; zero where there is none. With a width per segment, `size` is the largest, and a segment
                 reads the first of its own width.
+            atom_charges (`torch.LongTensor` of shape `(batch, num_atoms)`): formal charges, in elementary charges, for models
+                with `use_atom_charges`.
             graph (`dict`): indices and neighbours of this batch, made by `batch_graph` or a collator; found here if absent.
             output_irreps (`bool`): also return the features before the read-outs.
 
@@ -855,8 +919,9 @@ class AtomicaModel(AtomicaPreTrainedModel):
             `ValueError`: if an input is missing or of another shape.
         """
         found = self.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         output = AtomicaModelOutput(**found.hidden_states())
         if output_irreps:
             index = found.index
@@ -1006,6 +1071,7 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         labels: torch.LongTensor | None = None,
         perturbed_segment: torch.LongTensor | None = None,
@@ -1041,8 +1107,9 @@ class AtomicaForPreTraining(AtomicaPreTrainedModel):
             if sigma[0] is not None and sigma[1] is None:
                 raise ValueError(f"`{label}` need `{label.replace('labels', 'sigma')}` beside them.")
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         index, atom_edges, atom_irreps, h_block, h_graph = (
             found.index, found.atom_edges, found.atom_irreps, found.h_block, found.h_graph
         )  # fmt: skip
@@ -1140,6 +1207,7 @@ class AtomicaForMaskedLM(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         labels: torch.LongTensor | None = None,
         return_dict: bool | None = None,
@@ -1155,8 +1223,9 @@ class AtomicaForMaskedLM(AtomicaPreTrainedModel):
             four special tokens, which are never predicted, are the least number there is.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         scores = self.mask_head(found.h_block)
         logits = F.pad(scores, (NUM_SPECIAL_BLOCKS, 0), value=torch.finfo(scores.dtype).min)
         loss = None
@@ -1177,7 +1246,12 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         if config.pooling in REPRESENTATION_POOLINGS:
             width = self.representation_widths(config.pooling)["z_graph"]
             self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.hidden_size))
-        self.classifier = classifier(config)
+        if config.pooling == "pair_energy":
+            check_energy_labels(config)
+            irreps = self.atomica.atom_encoder.irreps
+            self.pair_energy = PairEnergy(irreps, config.atom_hidden_size, config.energy_unit, config.energy_cutoff)
+        else:
+            self.classifier = classifier(config)
         self.post_init()
 
     def forward(
@@ -1190,6 +1264,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
@@ -1205,8 +1280,9 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         """
         config = self.config
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         index, out = found.index, found.hidden_states()
         if config.pooling == "block_sum":
             per_block = self.classifier(found.h_block)
@@ -1214,6 +1290,13 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
                 per_block = per_block * ~index.is_global_block.unsqueeze(-1)
             out["block_logits"] = index.pad_blocks(per_block)
             out["logits"] = segment_sum(per_block, index.complex_of_block, index.batch)
+        elif config.pooling == "pair_energy":
+            with torch.autocast(device_type=found.h_atom.device.type, enabled=False):
+                terms = self.pair_energy(found)
+            per_block = segment_sum(terms, index.block_of_atom, index.total_blocks)
+            out["block_logits"] = index.pad_blocks(per_block.sum(-1, keepdim=True))
+            out["energy_terms"] = segment_sum(per_block, index.complex_of_block, index.batch)
+            out["logits"] = out["energy_terms"].sum(-1, keepdim=True)
         elif config.pooling in REPRESENTATION_POOLINGS:
             _, parts = self.atomica.invariants(found)
             z_graph = pool_blocks(parts, index, ~index.is_global_block, config.pooling)
@@ -1227,7 +1310,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
             elif problem is None:
                 many = labels.is_floating_point() and labels.ndim == 2
                 problem = "multi_label_classification" if many else "single_label_classification"
-            out["loss"] = label_loss(out["logits"], labels, problem) + 0.0 * found.h_graph.sum()
+            out["loss"] = label_loss(out["logits"], labels, problem, config.regression_loss) + 0.0 * found.h_graph.sum()
         return finish(AtomicaSequenceClassifierOutput(**out), return_dict)
 
 
@@ -1251,6 +1334,7 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
@@ -1264,8 +1348,9 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
                 are classes, numbers with a point one regression or many labels.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         logits, loss = self.classifier(found.h_block), None
         if labels is not None:
             problem = self.config.problem_type
@@ -1278,7 +1363,8 @@ class AtomicaForTokenClassification(AtomicaPreTrainedModel):
                 raise ValueError(
                     f"`labels` have shape {tuple(labels.shape)}, expected one per block: {tuple(input_ids.shape)}."
                 )
-            loss = label_loss(logits, found.index.unpad_blocks(labels), problem) + 0.0 * found.h_graph.sum()
+            loss = label_loss(logits, found.index.unpad_blocks(labels), problem, self.config.regression_loss)
+            loss = loss + 0.0 * found.h_graph.sum()
         return finish(TokenClassifierOutput(loss=loss, logits=found.index.pad_blocks(logits)), return_dict)
 
 
@@ -1322,6 +1408,7 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
         token_type_ids: torch.LongTensor | None = None,
         modality_ids: torch.LongTensor | None = None,
         block_features: torch.FloatTensor | None = None,
+        atom_charges: torch.LongTensor | None = None,
         graph: dict | None = None,
         complex_input_ids: torch.LongTensor | None = None,
         complex_atom_ids: torch.LongTensor | None = None,
@@ -1340,8 +1427,9 @@ class AtomicaForInterfaceContrast(AtomicaPreTrainedModel):
         exp(aa_ij))), where ab and aa are cosines over `contrast_temperature`.
         """
         found = self.atomica.encode(
-            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features, graph
-        )
+            input_ids, atom_ids, atom_to_block, positions, attention_mask, token_type_ids, modality_ids, block_features,
+            atom_charges, graph,
+        )  # fmt: skip
         side = F.normalize(self.side_projection(found.h_graph), dim=-1)
         out = {"side_embeds": side, **found.hidden_states()}
         if complex_input_ids is not None:

@@ -113,13 +113,23 @@ def _join(first, second, rng):
 
 
 def _component(mol, origin):
-    """RDKit molecule with a conformer -> `Component` of its heavy atoms (of all atoms, if it has no others)."""
+    """RDKit molecule with a conformer -> `Component` of its heavy atoms, its hydrogens beside them (of all atoms, if it has no
+    others)."""
     has_heavy = any(atom.GetAtomicNum() > 1 for atom in mol.GetAtoms())
     kept = [a.GetIdx() for a in mol.GetAtoms() if a.GetAtomicNum() > 1 or not has_heavy]
     names = [f"{mol.GetAtomWithIdx(i).GetSymbol()}{mol.GetAtomWithIdx(i).GetIntProp('_index')}" for i in kept]
     bare = Chem.RemoveAllHs(mol) if has_heavy else mol
     elements = np.array([atom.GetAtomicNum() for atom in bare.GetAtoms()])
-    return Component(origin.name, elements, bare.GetConformer().GetPositions(), names, origin, bare)
+    charges = np.array([mol.GetAtomWithIdx(i).GetFormalCharge() for i in kept])
+    positions, place = mol.GetConformer().GetPositions(), {atom: i for i, atom in enumerate(kept)}
+    hydrogens = [atom for atom in mol.GetAtoms() if atom.GetIdx() not in place]
+    heavy = [[n.GetIdx() for n in atom.GetNeighbors() if n.GetIdx() in place] for atom in hydrogens]
+    nearest = lambda atom: int(np.linalg.norm(positions[kept] - positions[atom.GetIdx()], axis=1).argmin())  # noqa: E731
+    parents = [place[bonded[0]] if bonded else nearest(atom) for atom, bonded in zip(hydrogens, heavy)]
+    return Component(
+        origin.name, elements, bare.GetConformer().GetPositions(), names, origin, bare, charges=charges,
+        hydrogens=positions[[atom.GetIdx() for atom in hydrogens]].reshape(-1, 3), hydrogen_parents=np.array(parents, int),
+    )  # fmt: skip
 
 
 def _is_drawing(mol):

@@ -62,8 +62,7 @@ def smiles_of_token(token: str):
 
 def model_inputs(config):
     """Names of what a model of this configuration reads of an example."""
-    optional = (("modality_ids", config.num_modalities), ("block_features", config.block_feature_sizes))
-    return [*MODEL_INPUTS, *(name for name, needed in optional if needed)]
+    return [*MODEL_INPUTS, *(name for name, needed in config.optional_inputs.items() if needed)]
 
 
 def check_example(example, config):

@@ -20,7 +20,7 @@ from transformers.hf_argparser import HfArg
 from atomica_hf import ROOT, StructureError
 from dataset_shards import SHARD_SIZE, prepare, report_text
 from engines import ENGINES, check_engine
-from model_loading import load_processor
+from model_loading import load_processor, read_all_atoms
 from script_arguments import ScriptParser, run_script
 
 
@@ -68,6 +68,10 @@ class PrepareArguments:
     assembly: str | None = HfArg(default=None, help="Biological assembly to build first, by its name in the file.")
     keep_waters: bool = HfArg(default=False, help="Keep the waters of an interface too.")
     keep_buffers: bool = HfArg(default=False, help="Keep the buffer components of an interface too.")
+    keep_hydrogens: bool = HfArg(
+        default=False, help="Hydrogens become atoms too: molecules get those they lack, residues need them in the file."
+    )
+    return_charges: bool = HfArg(default=False, help="Also the formal charges of atoms (the column atom_charges).")
     ccd: str | None = HfArg(default=None, help="File of chemical components (mmCIF), for bonds and parents of residues.")
 
 
@@ -134,6 +138,7 @@ def main(argv=None):
     if not 0 < arguments.time_limit < float("inf"):
         raise StructureError("usage", f"--time_limit is {arguments.time_limit}, expected a positive number of seconds.")
     output, processor = Path(arguments.output_dir), load_processor(arguments.processor)
+    read_all_atoms(processor, arguments.keep_hydrogens, arguments.return_charges)
     report = prepare(
         rest.inputs, output, processor, arguments.num_proc, arguments.max_samples, _read_options(arguments, processor),
         arguments.strict, arguments.deduplicate, arguments.time_limit, arguments.shard_size,

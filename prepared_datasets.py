@@ -39,7 +39,12 @@ FEATURES = Features(
     }
 )
 OPTIONAL_FEATURES = Features(  # columns that `load_prepared` leaves out if no example has a value; null in the shards
-    {"label": Value("float64"), "modality_ids": Value("int64"), "block_features": List(List(Value("float32")))}
+    {
+        "label": Value("float64"),
+        "modality_ids": Value("int64"),
+        "block_features": List(List(Value("float32"))),
+        "atom_charges": _INTEGERS,
+    }
 )
 REPORT_FILE = "read_report.json"
 JOURNAL_FILE = "journal.jsonl"
@@ -131,7 +136,7 @@ def for_model(dataset, config, name="the input") -> Dataset:
     Raises:
         `StructureError`: if the model needs a column that is missing, or has gaps.
     """
-    needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
+    needed = config.optional_inputs
     for column, wanted in needed.items():
         if wanted and (column not in dataset.column_names or _has_gaps(dataset, column)):
             raise StructureError("other_model", f"The model needs {column}, which {name} does not have for every example.")

@@ -35,6 +35,10 @@ class ModelArguments:
     num_hidden_layers: int | None = HfArg(default=None, aliases=["--n_layers"], help="Layers of each encoder (4).")
     num_neighbors: int | None = HfArg(default=None, aliases=["--k_neighbors"], help="Nearest neighbours per segment (8).")
     hidden_dropout_prob: float | None = HfArg(default=None, aliases=["--dropout"], help="Dropout (0).")
+    keep_hydrogens: bool = HfArg(
+        default=False, help="Hydrogens become atoms too: molecules get those they lack, residues need them in the file."
+    )
+    use_atom_charges: bool = HfArg(default=False, help="The model is told the formal charges of atoms (from scratch only).")
     atom_loss_weight: float | None = HfArg(default=None, aliases=["--atom_weight"], help="Weight of the atom loss (1).")
     torsion_loss_weight: float | None = HfArg(default=None, aliases=["--torsion_weight"], help="Of the torsion loss (1).")
     translation_loss_weight: float | None = HfArg(

@@ -35,7 +35,7 @@ STREAM_WINDOW = 1024  # examples that a stream holds at once
 SURVEYED = 20_000  # examples of a stream that are looked at beforehand
 COLUMNS = (
     "name", "input_ids", "token_type_ids", "atom_ids", "atom_to_block", "positions", "torsion_bonds", "torsion_atoms",
-    "segment_is_polymer", "modality_ids", "block_features",
+    "segment_is_polymer", "modality_ids", "block_features", "atom_charges",
 )  # fmt: skip
 
 
@@ -760,8 +760,8 @@ def stream_columns(files, config):
         `UsageError`: if the model needs one that a shard does not have.
     """
     present = pq.read_schema(shard_file(files[0])).names
-    wanted = [name for name in COLUMNS if name in present and (name != "block_features" or config.block_feature_sizes)]
-    needed = {"modality_ids": config.num_modalities > 0, "block_features": bool(config.block_feature_sizes)}
+    needed = config.optional_inputs
+    wanted = [name for name in COLUMNS if name in present and (name == "modality_ids" or needed.get(name, True))]
     for name, is_needed in needed.items():
         if is_needed and name not in present:
             raise UsageError(f"The model needs {name}, which {files[0]} does not have.")

@@ -11,6 +11,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .macromolecule_atomica import gemmi, require_gemmi
 from .molecule_atomica import with_positions
+from .protonation_atomica import with_hydrogens
 from .structure_atomica import (
     AMINO_ACID_NAMES,
     INTERFACE_DISTANCE,
@@ -42,6 +43,7 @@ _PADDED = {
     "atom_ids": (ATOM_PAD, torch.long),
     "atom_to_block": (-1, torch.long),
     "positions": (0.0, torch.float32),
+    "atom_charges": (0, torch.long),
     "block_features": (0.0, torch.float32),
     "labels": (-100, torch.long),
     "atom_noise_labels": (0.0, torch.float32),
@@ -120,11 +122,23 @@ def is_backbone(name: str) -> bool:
 
 
 class _Block:
-    """One block on its way to tensors: token id, and where its atoms stand in their component."""
+    """One block on its way to tensors: token id, and where its atoms and hydrogens stand in their component."""
 
-    def __init__(self, token, component, atoms, index):
+    def __init__(self, token, component, atoms, index, with_hydrogens=False):
         self.token, self.component, self.atoms, self.index = token, component, atoms, index
         self.positions = component.positions[atoms]
+        self.hydrogens = np.flatnonzero(with_hydrogens & np.isin(component.hydrogen_parents, atoms))
+
+    def all_atoms(self):
+        """Elements, positions, names and charges of its atoms, and then of its hydrogens."""
+        component, hydrogens = self.component, self.hydrogens
+        names = [f"H{n}" for n in (hydrogens + 1).tolist()]
+        return (
+            [int(component.elements[atom]) for atom in self.atoms] + [1] * len(hydrogens),
+            np.concatenate([self.positions, component.hydrogens[hydrogens]]),
+            [component.atom_names[atom] for atom in self.atoms] + names,
+            component.charges[self.atoms].tolist() + [0] * len(hydrogens),
+        )
 
 
 def _near_as_published(blocks, others, distance):
@@ -161,20 +175,26 @@ class AtomicaProcessor(ProcessorMixin):
         seed (`int`): of the conformers built from SMILES.
         keep_waters, keep_buffers (`bool`): keep waters, and buffer components, where they are near.
         ccd (`str`): file of chemical components in mmCIF, for bonds of ligands and parents of residues.
+        keep_hydrogens (`bool`): make hydrogens atoms of the blocks that they belong to. A molecule gets those that it lacks;
+            residues need them in the file.
+        return_charges (`bool`): also give `atom_charges`, the formal charge of each atom.
     """
 
     def __init__(
         self, tokenizer, interface_distance=INTERFACE_DISTANCE, as_published=False, seed=0, keep_waters=False,
-        keep_buffers=False, ccd=None, **kwargs,
+        keep_buffers=False, ccd=None, keep_hydrogens=False, return_charges=False, **kwargs,
     ):  # fmt: skip
         if not interface_distance > 0:
             raise ValueError(f"`interface_distance` is {interface_distance}, expected a positive length in angstrom.")
         if seed < 0:
             raise ValueError(f"`seed` is {seed}, expected zero or more.")
+        if as_published and (keep_hydrogens or return_charges):
+            raise ValueError("`as_published` reads complexes as ATOMICA does, which has neither hydrogens nor charges.")
         self.interface_distance = interface_distance
         self.as_published = as_published
         self.seed = seed
         self.keep_waters, self.keep_buffers, self.ccd = keep_waters, keep_buffers, ccd
+        self.keep_hydrogens, self.return_charges = keep_hydrogens, return_charges
         super().__init__(tokenizer, **kwargs)
 
     @property
@@ -187,7 +207,7 @@ class AtomicaProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self):
-        return list(MODEL_INPUTS)
+        return [*MODEL_INPUTS, *(["atom_charges"] if self.return_charges else [])]
 
     def read(self, item, side_a=None, side_b=None, ligand_smiles=None, **options):
         """One input -> list of `Structure` (a file may hold several). `options` are those of `ReadOptions` that belong to one
@@ -226,16 +246,27 @@ class AtomicaProcessor(ProcessorMixin):
             f"{type(item).__name__}: {item!r}.",
         )
 
+    def _complete(self, structure):
+        """The structure with all its hydrogens, if they are wanted; notes say what was done about them."""
+        if not self.keep_hydrogens:
+            return structure
+        segments = [[with_hydrogens(part, structure.name) for part in segment] for segment in structure.segments]
+        count = lambda segments: sum(len(part.hydrogens) for segment in segments for part in segment)  # noqa: E731
+        structure.notes.pop("hydrogen", None)
+        if count(segments) > count(structure.segments):
+            structure.notes["hydrogens_added"] = count(segments) - count(structure.segments)
+        return replace(structure, segments=segments)
+
     def _blocks(self, segment):
-        blocks = []
+        blocks, hydrogens = [], self.keep_hydrogens
         vocabulary = self.tokenizer.get_vocab()
         for index, component in enumerate(segment):
             if component.mol is None:
                 token = vocabulary.get(component.name, self.tokenizer.unk_token_id)
-                blocks.append(_Block(token, component, list(range(len(component.elements))), index))
+                blocks.append(_Block(token, component, list(range(len(component.elements))), index, hydrogens))
             else:
                 for token, atoms in zip(*self.tokenizer.fragment(component.mol)):
-                    blocks.append(_Block(vocabulary[token], component, list(atoms), index))
+                    blocks.append(_Block(vocabulary[token], component, list(atoms), index, hydrogens))
         return blocks
 
     def encode(self, structure):
@@ -245,12 +276,14 @@ class AtomicaProcessor(ProcessorMixin):
         `(num_atoms, 3)`; block_origins, atom_origins (where each came from, as text); and for the torsion puzzle
         torsion_bonds `(num_torsions, 2)` (the atom that stays, the atom that turns), torsion_atoms (per bond, the atoms that
         turn) and segment_is_polymer (per segment, whether only its side chains turn). Where the structure has them, also label
-        and modality_ids (a number each).
+        and modality_ids (a number each); with `return_charges` also atom_charges `(num_atoms,)`.
 
         Raises:
-            `StructureError`: if the structure is empty, has positions that are not finite, or no interface.
+            `StructureError`: if the structure is empty, has positions that are not finite, no interface, or residues without
+                the hydrogens that are to be kept.
         """
-        segments = [self._blocks(segment) for segment in structure.check().segments]
+        structure = self._complete(structure.check())
+        segments = [self._blocks(segment) for segment in structure.segments]
         if structure.published_distance is not None:
             first, second = segments
             segments = [
@@ -261,10 +294,10 @@ class AtomicaProcessor(ProcessorMixin):
                 raise StructureError(
                     "no_interface", f"{structure.name}: no blocks are within {structure.published_distance} angstrom."
                 )
-        example = {name: [] for name in MODEL_INPUTS}
+        example = {name: [] for name in (*MODEL_INPUTS, "atom_charges")}
         example.update(block_origins=[], atom_origins=[], torsion_bonds=[], torsion_atoms=[], segment_is_polymer=[])
 
-        def add_block(token, segment, origin, elements, positions, names):
+        def add_block(token, segment, origin, elements, positions, names, charges):
             example["atom_to_block"] += [len(example["input_ids"])] * len(names)
             example["input_ids"].append(token)
             example["token_type_ids"].append(segment)
@@ -272,18 +305,21 @@ class AtomicaProcessor(ProcessorMixin):
             example["atom_ids"] += elements
             example["positions"] += positions
             example["atom_origins"] += names
+            example["atom_charges"] += charges
 
         for segment, blocks in enumerate(segments):
-            centre = np.concatenate([block.positions for block in blocks]).mean(0)
-            add_block(self.tokenizer.global_token_id, segment, "", [ATOM_GLOBAL], [centre.tolist()], [""])
-            where = {}  # (component, atom of it) -> atom of the example
-            for block in blocks:
+            parts = [block.all_atoms() for block in blocks]
+            centre = np.concatenate([positions for _, positions, _, _ in parts]).mean(0)
+            add_block(self.tokenizer.global_token_id, segment, "", [ATOM_GLOBAL], [centre.tolist()], [""], [0])
+            where, hydrogens = {}, {}  # (component, atom of it) -> atom of the example, and those of its hydrogens
+            for block, (elements, positions, names, charges) in zip(blocks, parts):
                 start = len(example["atom_ids"])
-                component = block.component
                 where.update({(block.index, atom): start + i for i, atom in enumerate(block.atoms)})
-                elements = [int(component.elements[atom]) + len(ATOM_TOKENS) - 1 for atom in block.atoms]
-                names = [component.atom_names[atom] for atom in block.atoms]
-                add_block(block.token, segment, component.origin, elements, block.positions.tolist(), names)
+                parents = block.component.hydrogen_parents[block.hydrogens].tolist()
+                for i, parent in enumerate(parents, start + len(block.atoms)):
+                    hydrogens.setdefault((block.index, parent), []).append(i)
+                tokens = [number + len(ATOM_TOKENS) - 1 for number in elements]
+                add_block(block.token, segment, block.component.origin, tokens, positions.tolist(), names, charges)
             is_polymer = any(block.component.mol is None for block in blocks)
             example["segment_is_polymer"].append(int(is_polymer))
             atoms_of = {}
@@ -293,9 +329,12 @@ class AtomicaProcessor(ProcessorMixin):
                 atoms = atoms_of[index]
                 for stays, turns, moving in _turns(component, atoms, is_polymer):
                     example["torsion_bonds"].append([where[index, stays], where[index, turns]])
-                    example["torsion_atoms"].append([where[index, atom] for atom in moving])
+                    turning = [i for atom in moving for i in (where[index, atom], *hydrogens.get((index, atom), ()))]
+                    example["torsion_atoms"].append(turning)
         example["attention_mask"] = [1] * len(example["input_ids"])
-        for name in MODEL_INPUTS:
+        if not self.return_charges:
+            del example["atom_charges"]
+        for name in self.model_input_names:
             example[name] = np.array(example[name], dtype=np.float32 if name == "positions" else np.int64)
         for name, value in (("label", structure.label), ("modality_ids", structure.modality)):
             if value is not None:
@@ -330,11 +369,11 @@ class AtomicaProcessor(ProcessorMixin):
         structures = [s for item in items for s in self.read(item, side_a, side_b, ligand_smiles, **options)]
         examples = [self.encode(structure) for structure in structures]
         if return_tensors is not None and (padding or len(examples) == 1):
-            batch = pad_examples(examples, MODEL_INPUTS, return_tensors)
+            batch = pad_examples(examples, self.model_input_names, return_tensors)
         elif return_tensors is not None:
             raise ValueError("Examples of different sizes need `padding=True` to become one tensor.")
         else:
-            batch = {name: [example[name].tolist() for example in examples] for name in MODEL_INPUTS}
+            batch = {name: [example[name].tolist() for example in examples] for name in self.model_input_names}
             if len(examples) == 1 and not isinstance(inputs, list):
                 batch = {name: value[0] for name, value in batch.items()}
         if return_origins:
@@ -402,13 +441,14 @@ class AtomicaProcessor(ProcessorMixin):
 
     def to_sdf(self, structure, values=None, path=None, name="value") -> str:
         """The molecules of a `Structure` as one SDF record, with one value per atom or per block of its example as a list of
-        atom properties, `atom.dprop.NAME`, which RDKit reads back.
+        atom properties, `atom.dprop.NAME`, which RDKit reads back. Hydrogens are left out.
 
         Raises:
             `ValueError`: if there are as many values neither as atoms nor as blocks, or the structure has residues, whose bonds
                 are not known.
         """
-        values, blocks = per_atom(self.encode(structure), values), [self._blocks(segment) for segment in structure.segments]
+        values = per_atom(self.encode(structure), values)
+        blocks = [self._blocks(segment) for segment in self._complete(structure).segments]
         record, start = None, 0
         for segment in blocks:
             start, of = start + 1, {}  # the global atom comes first
@@ -418,7 +458,7 @@ class AtomicaProcessor(ProcessorMixin):
                 of.setdefault(block.index, (block.component, {}))[1].update(
                     {atom: float(values[start + i]) for i, atom in enumerate(block.atoms)}
                 )
-                start += len(block.atoms)
+                start += len(block.atoms) + len(block.hydrogens)
             for component, found in of.values():
                 mol = with_positions(component.mol, component.positions)
                 for atom in mol.GetAtoms():
@@ -433,7 +473,7 @@ class AtomicaProcessor(ProcessorMixin):
 
     def pad(self, examples, return_tensors="pt"):
         """Examples of `encode` -> a padded batch of the model's inputs."""
-        return BatchFeature(pad_examples(examples, MODEL_INPUTS, return_tensors))
+        return BatchFeature(pad_examples(examples, self.model_input_names, return_tensors))
 
 
 def per_atom(example, values):

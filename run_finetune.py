@@ -21,7 +21,7 @@ from transformers import Trainer
 from atomic_files import write_text
 from atomica_hf import AtomicaCollator, AtomicaModel, StructureError
 from finetuning_arguments import PROBES, check_options, parse
-from finetuning_data import LabelledExamples, Labels, check_model, read_source
+from finetuning_data import LabelledExamples, Labels, check_model, read_source, reject_lone
 from finetuning_models import model_class, pooling_of, processor_of
 from finetuning_probes import predict_probe, run_probe
 from finetuning_report import write_predictions, write_results
@@ -79,6 +79,8 @@ def predict_folder(folder, path, options):
     encoded = build(source, processor, dataclasses.replace(options, data=data))
     if record["strategy"] in PROBES:
         return record, source, encoded, predict_probe(folder, record, encoded)
+    if any(model.config.pooling == "pair_energy" for model in models):
+        reject_lone(source, encoded)
     members = []
     for model in models:
         check_model(encoded, model.config, path)

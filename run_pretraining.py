@@ -38,7 +38,7 @@ from atomica_hf import (
     AtomicaPreTrainingCollator,
 )  # fmt: skip
 from atomica_hf.data_collator_atomica import task_flags
-from model_loading import load_processor
+from model_loading import load_processor, read_all_atoms
 from pretraining_arguments import UsageError, parse_arguments
 from pretraining_checkpoints import (
     NotWrittenError,
@@ -87,6 +87,8 @@ def load_model(arguments, task, processor):
         return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
     sizes = given(("hidden_size", "atom_hidden_size", "edge_size", "num_hidden_layers", "num_neighbors"))
+    if arguments.use_atom_charges:
+        sizes["use_atom_charges"] = True
     changes = {**given(("hidden_dropout_prob", *(f"{name}_loss_weight" for name in LOSSES))), **task_flags(task)}
     if arguments.composition_loss_weight:
         changes["use_composition"] = True
@@ -658,7 +660,7 @@ class Pretraining:
 def inputs_of(view):
     """What `AtomicaModel` takes, of a perturbed batch."""
     names = ("input_ids", "attention_mask", "token_type_ids", "atom_ids", "atom_to_block", "positions", "modality_ids",
-             "block_features", "graph")  # fmt: skip
+             "block_features", "atom_charges", "graph")  # fmt: skip
     return {name: view[name] for name in names if name in view}
 
 
@@ -698,6 +700,7 @@ def main(argv=None):
     set_seed(optimization.seed)
     processor = load_processor(model_arguments.processor_name_or_path or model_arguments.model_name_or_path or str(ROOT))
     model = load_model(model_arguments, puzzle.task, processor)
+    read_all_atoms(processor, model_arguments.keep_hydrogens, model.config.use_atom_charges)
     collators = make_collators(puzzle, data_arguments, optimization, model.config)
     if model_arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -49,7 +49,7 @@ def everything(seed=0, **changes):
         (None, 2, np.ones((6, 2)), None),
     ],
 )
-@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("pooling", [pooling for pooling in POOLINGS if pooling != "pair_energy"])
 def test_losses_of_complexes_are_those_of_transformers_over_the_labels_there_are(
     problem, num_labels, labels, expected, pooling, examples
 ):
@@ -76,14 +76,14 @@ def test_losses_of_complexes_are_those_of_transformers_over_the_labels_there_are
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_scores_of_complexes_do_not_change_with_rotation_or_batch(pooling, examples):
-    model = build(AtomicaForSequenceClassification, num_labels=2, pooling=pooling)
+    model = build(AtomicaForSequenceClassification, num_labels=1, pooling=pooling)
     batch = to_batch(examples)
     with torch.no_grad():
         found = model(**batch).logits
         turned = model(**{**batch, "positions": batch["positions"] @ random_rotation(1).T + 3.0}).logits
         alone = torch.cat([model(**to_batch([example])).logits for example in examples])
     assert torch.allclose(found, turned, atol=1e-8) and torch.allclose(found, alone, atol=1e-10)
-    assert (found[0] - found[1]).abs().max() > 1e-4
+    assert (found[1] - found[5]).abs().max() > 1e-4
     if pooling in REPRESENTATION_POOLINGS:
         vectors = model.get_representations(["z_graph"], pooling, **batch)["z_graph"]
         assert torch.allclose(model.classifier(model.projection(vectors)), found, atol=1e-12)
