@@ -401,10 +401,12 @@ def _component(file, chain, residue, atoms, token, hydrogens=()):
         origin=Origin(residue.name, chain, residue.seqid.num, residue.seqid.icode.strip(), file.number),
         charges=np.array([atom.charge for atom in atoms], dtype=np.int64),
         hydrogens=coordinates(hydrogens),
+        hydrogen_parents=np.zeros(len(hydrogens), dtype=np.int64),
     )
     check_positions(component.positions, file.path, component.atom_names, component.origin)
     check_positions(component.hydrogens, file.path, [atom.name for atom in hydrogens], component.origin)
-    component.hydrogen_parents = cKDTree(component.positions).query(component.hydrogens)[1].astype(np.int64)
+    if hydrogens:
+        component.hydrogen_parents = cKDTree(component.positions).query(component.hydrogens)[1].astype(np.int64)
     if token is not None and not component.charges.any():
         component.charges = residue_charges(token, component.atom_names, component.hydrogen_parents)
     return component

@@ -837,15 +837,18 @@ class AtomicaModel(AtomicaPreTrainedModel):
                 lists, positions, base, changed, config.num_hidden_layers, config.direction_softening, wide
             )  # fmt: skip
 
-        of_copies = ()
-        if are_copies:
-            base = index.flat_atom[0][index.atom_slots % index.num_atoms]
-            of_copies = base, index.unpad_atoms(changes(atom_ids) | changes(positions))
-        atom_edges, changed = edges(index.atom_positions, index.atom_neighbors(), *of_copies)
         atoms, net_charges = self.atom_embeddings(index.unpad_atoms(atom_ids)), None
         if config.use_atom_charges:
             charged, net_charges = charge_features(index, index.unpad_atoms(atom_charges).to(wide))
             atoms = atoms + self.charge_embedding(charged.to(dtype))
+        of_copies = ()
+        if are_copies:
+            base = index.flat_atom[0][index.atom_slots % index.num_atoms]
+            moved = index.unpad_atoms(changes(atom_ids) | changes(positions))
+            if config.use_atom_charges:  # with a hidden charge goes its share of the net charge, which every atom is told
+                moved = moved | (charged != charged[base]).any(-1)
+            of_copies = base, moved
+        atom_edges, changed = edges(index.atom_positions, index.atom_neighbors(), *of_copies)
         atom_irreps, h_atom = self.atom_encoder(atoms, atom_edges)
 
         blocks = self.block_embeddings(index.unpad_blocks(input_ids))

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import random_rotation, tiny_config, tiny_model
 
-from atomica_hf import AtomicaForInterfaceContrast, AtomicaModel
+from atomica_hf import AtomicaForInterfaceContrast, AtomicaModel, AtomicaProcessor
 from atomica_hf.data_collator_atomica import Puzzle
 from atomica_hf.processing_atomica import MODEL_INPUTS, pad_examples
 from dataset_shards import load_examples
@@ -27,7 +27,7 @@ class Chosen:
 
 def tensors(example):
     """One example as a batch in double precision; `pad_examples` rounds positions to single."""
-    names = [*MODEL_INPUTS, *(name for name in ("block_features",) if name in example)]
+    names = [*MODEL_INPUTS, *(name for name in ("block_features", "atom_charges") if name in example)]
     batch = {name: torch.as_tensor(np.array(example[name])).unsqueeze(0) for name in names}
     batch["positions"] = batch["positions"].double().view(1, -1, 3)
     return batch
@@ -157,6 +157,14 @@ def test_vectors_of_another_model_are_hidden_with_their_block(small):
     inputs = tensors(example)
     inputs["block_features"] = inputs["block_features"].float().double()
     assert_same(model.interaction_scores(**inputs)[0], one_by_one(model, example), 1e-6)
+
+
+def test_charges_are_hidden_with_their_block(tokenizer):
+    processor = AtomicaProcessor(tokenizer, keep_hydrogens=True, return_charges=True)
+    example = processor.encode(processor.read(("CC(=O)Oc1ccccc1C(=O)[O-]", "[NH3+]CCc1ccc(O)c(O)c1"))[0])
+    model = tiny_model(use_atom_charges=True, cross_segment_edges=False)
+    scores = model.interaction_scores(**tensors(example), readout="h_graph")[0]
+    assert_same(scores, one_by_one(model, example, "h_graph"))
 
 
 def test_a_lone_molecule_has_no_partner_but_a_graph(processor):

@@ -353,6 +353,13 @@ def test_every_flag_of_reading_works(tmp_path, processor):
     command = [tmp_path / "x.pdb", "--output_dir", tmp_path / "none", "--processor", tmp_path / "published"]
     assert "without --interfaces" in fails(*command, "--keep_waters")
 
+    assert "without hydrogens and without charges" in fails(*command, "--keep_hydrogens")
+    assert "no_hydrogens" in fails(tmp_path / "x.pdb", "--output_dir", tmp_path / "none", "--keep_hydrogens")
+
+    write_smiles(tmp_path / "m.csv", "CCC[O-]")
+    (ion,) = made("--keep_hydrogens", "--return_charges", file="m.csv")
+    assert ion["atom_ids"].count(3) == 7 and sorted(ion["atom_charges"])[:2] == [-1, 0]
+    assert "atom_charges" not in made(file="m.csv")[0]
     write_smiles(tmp_path / "m.csv", "CCCO")
     first, again = made("--num_conformers", 2, "--seed", 1, file="m.csv")
     (other,) = made("--seed", 2, file="m.csv")

@@ -21,7 +21,7 @@ import finetuning_models
 import finetuning_training
 import run_embedding
 import run_finetune
-from atomica_hf import AtomicaConfig, AtomicaForSequenceClassification, StructureError
+from atomica_hf import AtomicaConfig, AtomicaForSequenceClassification, AtomicaProcessor, StructureError
 
 
 TINY = "hidden_size=8,atom_hidden_size=8,edge_size=8,num_hidden_layers=2,num_pooling_layers=1"
@@ -264,6 +264,30 @@ def test_a_head_reads_what_pooling_says(pretrained, data, cache, tmp_path):
         finetune(tmp_path / "n", data, cache, *other, *options)
     numbers, _ = finetune(tmp_path / "n", data, cache, *other, *options, "--reset_head", True)
     assert "finetune" in numbers["results"] and AtomicaConfig.from_pretrained(tmp_path / "n").pooling == "graph"
+
+
+def test_interaction_energies_of_pairs(cache, tmp_path):
+    pairs = [f"{smiles}.{('O', '[Cl-]')[i % 2]}" for i, smiles in enumerate(SMILES[:12])]
+    rows = [f"{smiles},{-2.5 - i % 4},{('train', 'valid', 'test')[i % 3]}" for i, smiles in enumerate([*pairs, "CCO"])]
+    (tmp_path / "d.csv").write_text("\n".join(["smiles,energy,set", *rows]))
+    options = ("--label_columns", "energy", "--split_column", "set", "--pooling", "pair_energy", "--energy_unit", "kJ/mol")
+    options += ("--keep_hydrogens", "True", "--regression_loss", "huber")
+    _, rows = finetune(
+        tmp_path / "m", tmp_path / "d.csv", cache, *options, "--config_overrides", f"{TINY},use_atom_charges=true"
+    )
+    assert "a lone molecule, expected a complex" in rows[-1]["reason"] and all(row["energy_predicted"] for row in rows[:-1])
+    model = AtomicaForSequenceClassification.from_pretrained(tmp_path / "m").eval()
+    assert (model.config.energy_unit, model.config.regression_loss) == ("kJ/mol", "huber")
+    processor = AtomicaProcessor.from_pretrained(tmp_path / "m")
+    assert processor.keep_hydrogens and processor.return_charges
+    with torch.no_grad():
+        found = model(**processor(pairs[:3], return_tensors="pt")).logits[:, 0].tolist()
+    assert found == pytest.approx([float(row["energy_predicted"]) for row in rows[:3]], rel=1e-4)
+    (tmp_path / "new.smi").write_text(f"{pairs[0]}\nCCO\n")
+    words = ("--do_predict", "--model_name_or_path", tmp_path / "m", "--predict_file", tmp_path / "new.smi")
+    run_finetune.main([str(word) for word in (*words, "--output_dir", tmp_path, "--cache_dir", cache)])
+    again = read_csv(tmp_path / "predictions-new.csv")
+    assert float(again[0]["energy_predicted"]) == pytest.approx(found[0], rel=1e-4) and "lone molecule" in again[1]["reason"]
 
 
 def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_path):
@@ -516,6 +540,8 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
         (("--label_columns", "share", "--config_overrides", "hidden_size=7"), "even number"),
         (("--label_columns", "share", "--num_seeds", "0"), "at least 1"),
         (("--label_columns", "share", "--strategy", "linear_probe", "--pooling", "block_sum"), "no outputs of blocks"),
+        (("--label_columns", "share", "--pooling", "pair_energy", "--config_overrides", TINY), "no complex is in it"),
+        (("--label_columns", "share", "--strategy", "linear_probe", "--energy_unit", "eV"), "--energy_unit is not for"),
         (("--label_columns", "share", "--block_labels", "True", "--pooling", "graph"), "a whole complex, not of its blocks"),
         (("--label_columns", "share", "--pooling", "graph", "--config_overrides", "pooling=block_sum"), "both say the pooling"),
         (("--label_columns", "share", "--noisy_nodes_weight", "-1"), "noisy_nodes_weight is -1.0, expected at least 0"),

@@ -360,6 +360,20 @@ def validation_loss(model, prepared):
         return float(model.eval()(**collator([{**row, "epoch": 0, "example_index": i} for i, row in enumerate(dataset)])).loss)
 
 
+def test_all_atoms_and_their_charges(molecules, tmp_path):
+    options = ["--keep_hydrogens", "--use_atom_charges", "--max_train_steps", 2, "--validation_split_percentage", 25]
+    run_pretraining.main(command(molecules, tmp_path / "x", *options))
+    assert np.isfinite(last_row(tmp_path / "x", "validation")["loss"])
+    processor = AtomicaProcessor.from_pretrained(tmp_path / "x")
+    inputs = processor("CCO", return_tensors="pt")
+    assert (inputs["atom_ids"] == 3).sum() == 6
+    model = AtomicaForPreTraining.from_pretrained(tmp_path / "x").eval()
+    assert model.config.use_atom_charges and model(**inputs).last_hidden_state.isfinite().all()
+    with pytest.raises(UsageError, match="sizes of a checkpoint cannot be changed: use_atom_charges"):
+        plain = command(molecules, tmp_path / "y", "--use_atom_charges", "--model_name_or_path", ROOT)
+        run_pretraining.main(plain[:4] + plain[-3:])
+
+
 def test_two_views_and_a_teacher_draw_views_of_a_complex_together(prepared, tmp_path):
     """Each objective is lower in a training with it than in one where its weight is next to nothing."""
     found = {}
