@@ -36,7 +36,7 @@ class PairEnergy(nn.Module):
     slope of its repulsion, which depends on the direction as the multipoles do. With r from atom i to j:
 
     - electrostatics: multipoles up to charge-quadrupole and dipole-dipole, with r^2 + a^2 instead of r^2;
-    - induction: -alpha |field|^2 / 2 of each atom in the field of the charges and dipoles of the other segments;
+    - induction: -alpha |field|^2 / 2 of each atom in the field of the charges of the other segments;
     - dispersion: -c_i c_j / (r^6 + (R_i + R_j)^6);
     - exchange: K = exp(k_i + k_j - (b_i + b_j) (r - 3));
     - charge transfer: -(sigmoid(d_i + a_j) + sigmoid(d_j + a_i)) K, of donors d and acceptors a.
@@ -55,7 +55,7 @@ class PairEnergy(nn.Module):
         super().__init__()
         self.irreps, self.unit, self.cutoff = irreps, ENERGY_UNITS[unit], cutoff
         channels = {irrep.name: irrep.multiplicity for irrep in irreps}
-        width = sum(channels.values()) - channels.get("0o", 0)  # what changes sign in a mirror has no say
+        width = channels["0e"]
         self.norm = nn.LayerNorm(width)
         self.dense = nn.Linear(width, hidden_size)
         self.constants = nn.Linear(hidden_size, len(self._SCALARS))
@@ -107,26 +107,18 @@ class PairEnergy(nn.Module):
 
         inverse = (square + near[0] ** 2).rsqrt()
         charge_i, charge_j = charge[first], charge[second]
-        dipole = vectors[..., 0]
         dipole_i, dipole_j = vector_i[0] / math.sqrt(3), vector_j[0] / math.sqrt(3)  # components toward the partner
         electrostatics = (
             charge_i * charge_j * inverse
             + (charge_j * dipole_i + charge_i * dipole_j) * inverse**2
-            + ((dipole[first] * dipole[second]).sum(-1) + 3 * dipole_i * dipole_j) * inverse**3
+            + ((vectors[first, :, 0] * vectors[second, :, 0]).sum(-1) + 3 * dipole_i * dipole_j) * inverse**3
             + (charge_j * tensor_i[0] + charge_i * tensor_j[0]) * inverse**3
         )
 
-        direction = vector / distance.unsqueeze(-1)
-        inverse = (square + near[1] ** 2).rsqrt().unsqueeze(-1)
-
-        def field(charge, dipole, away):
-            """Of a charge and a dipole, at the partner; `away` points from them to it."""
-            along = (dipole * away).sum(-1, keepdim=True)
-            return (charge.unsqueeze(-1) * away * inverse**2 + (3 * along * away - dipole) * inverse**3) * within.unsqueeze(-1)
-
+        of_charge = vector * (within / (distance * (square + near[1] ** 2))).unsqueeze(-1)
         fields = vector.new_zeros(len(positions), 3).to(scalars.dtype)
-        fields = fields.index_add(0, first, field(charge_j, dipole[second], -direction))
-        fields = fields.index_add(0, second, field(charge_i, dipole[first], direction))
+        fields = fields.index_add(0, first, charge_j.unsqueeze(-1) * -of_charge)
+        fields = fields.index_add(0, second, charge_i.unsqueeze(-1) * of_charge)
         induction = -0.5 * F.softplus(found["polarizability"]) * fields.pow(2).sum(-1)
 
         strength, radius = F.softplus(found["dispersion"] + 3) * 10, F.softplus(found["radius"] + 2) * 0.75
@@ -152,10 +144,8 @@ class PairEnergy(nn.Module):
         """Constants `(total_atoms, 9)`, vectors `(total_atoms, 3, 4)` and tensors `(total_atoms, 5, 4)` of the atoms."""
         wide = torch.promote_types(self.dense.weight.dtype, torch.float32)
         parts = {irrep.name: part.to(wide) for part, irrep in zip(split_irreps(irreps, self.irreps), self.irreps)}
-        invariants = [part.squeeze(-2) if name == "0e" else part.pow(2).sum(-2) for name, part in parts.items() if name != "0o"]
-        invariants = self.norm(torch.cat(invariants, dim=-1).to(self.norm.weight.dtype))
         found = (
-            self.constants(F.silu(self.dense(invariants))),
+            self.constants(F.silu(self.dense(self.norm(parts["0e"].squeeze(-2).to(self.norm.weight.dtype))))),
             self.vectors(parts["1o"].to(self.vectors.weight.dtype)),
             self.tensors(parts["2e"].to(self.tensors.weight.dtype)),
         )

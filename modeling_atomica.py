@@ -1252,7 +1252,7 @@ class AtomicaForSequenceClassification(AtomicaPreTrainedModel):
         if config.pooling == "pair_energy":
             check_energy_labels(config)
             irreps = self.atomica.atom_encoder.irreps
-            self.pair_energy = PairEnergy(irreps, config.atom_hidden_size, config.energy_unit, config.energy_cutoff)
+            self.pair_energy = PairEnergy(irreps, 2 * config.atom_hidden_size, config.energy_unit, config.energy_cutoff)
         else:
             self.classifier = classifier(config)
         self.post_init()

@@ -10,7 +10,7 @@ import torch
 from conftest import shipped_smiles
 
 import pretraining_data
-from atomica_hf import AtomicaPreTrainingCollator
+from atomica_hf import AtomicaConfig, AtomicaPreTrainingCollator
 from dataset_shards import prepare
 from prepared_datasets import load_prepared
 from pretraining_arguments import UsageError
@@ -132,12 +132,8 @@ def test_a_survey_counts_what_the_examples_hold(prepared, processor):
         assert {i: int(n) for i, n in enumerate(found.token_counts) if n} == counts
         assert abs(float(found.log_frequencies().exp().sum()) - 1) < 1e-5
     files = [file for file, _ in list_shards([prepared], processor.tokenizer)[0]]
-    streamed = survey_stream(files, stream_columns(files, tiny()), len(processor.tokenizer))
+    streamed = survey_stream(files, stream_columns(files, AtomicaConfig()), len(processor.tokenizer))
     assert sorted(streamed.blocks) == sorted(survey(dataset, len(processor.tokenizer)).blocks)
-
-
-def tiny():
-    return type("Config", (), {"num_modalities": 0, "block_feature_sizes": []})
 
 
 def same(one, other):
@@ -180,7 +176,7 @@ def stream_of(prepared, processor, workers=0, processes=1, rank=0, shares=None, 
     starts = np.cumsum([0, *(count for _, count in shards)]).tolist()
     stream = ShardStream(
         files, starts, shard_epochs(datasets, shares, 1), limits or Limits(24, 256),
-        BatchMaker(AtomicaPreTrainingCollator(), LOSS_NAMES), stream_columns(files, tiny()), processes, rank,
+        BatchMaker(AtomicaPreTrainingCollator(), LOSS_NAMES), stream_columns(files, AtomicaConfig()), processes, rank,
     )  # fmt: skip
     return StreamedBatches(stream, workers)
 
