@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from rdkit import Chem, RDLogger
+from rdkit.Geometry import Point3D
 
 
 LARGEST_COORDINATE = 1e6  # angstrom; nothing that is larger is a structure
@@ -127,6 +128,17 @@ class Structure:
         return self
 
 
+def with_positions(mol, positions):
+    """A copy of the molecule with these coordinates, `(num_atoms, 3)` in angstrom."""
+    mol, conformer = Chem.Mol(mol), Chem.Conformer(mol.GetNumAtoms())
+    conformer.Set3D(True)
+    for i, position in enumerate(positions):
+        conformer.SetAtomPosition(i, Point3D(*map(float, position)))
+    mol.RemoveAllConformers()
+    mol.AddConformer(conformer)
+    return mol
+
+
 def check_positions(positions, name, atom_names, origin=None):
     """
     Raises:
@@ -196,4 +208,6 @@ def read_bytes(path) -> bytes:
         raise StructureError("unreadable_file", f"{path}: cannot be read: {error}.") from error
 
 
-__all__ = ["Component", "Origin", "ReadReport", "Structure", "StructureError", "check_positions", "read_bytes"]
+__all__ = [
+    "Component", "Origin", "ReadReport", "Structure", "StructureError", "check_positions", "read_bytes", "with_positions",
+]  # fmt: skip

@@ -130,7 +130,10 @@ def number_of_pieces(path, processor, options, max_samples):
     if (path / JOURNAL_FILE).exists() and not is_prepared(path):
         raise StructureError("not_prepared", f"{path}: is half-written; finish it with the command that began it.")
     if is_prepared(path):
-        return len(load_prepared(path, processor.tokenizer).select_columns("name")[:max_samples]["name"])
+        dataset = load_prepared(path, processor.tokenizer, keep_hydrogens=processor.keep_hydrogens)
+        if processor.return_charges and "atom_charges" not in dataset.column_names:
+            raise StructureError("no_charges", f"{path}: was prepared without charges; prepare it with --return_charges.")
+        return min(len(dataset), max_samples or len(dataset))
     if is_original(path) and path.exists():
         return None
     return len(list_inputs(path, options)[:max_samples])

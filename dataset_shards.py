@@ -440,7 +440,7 @@ def load_examples(path, processor, cache_dir, num_proc=1, max_samples=None, prog
     if max_samples is not None and max_samples < 1:
         raise StructureError("usage", f"The number of samples to read is {max_samples}, expected at least 1.")
     if is_prepared(path):
-        dataset = load_prepared(path, processor.tokenizer)
+        dataset = load_prepared(path, processor.tokenizer, keep_hydrogens=processor.keep_hydrogens)
         dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
         return dataset, ReadReport(kept=len(dataset))
     path = Path(path)

@@ -218,7 +218,10 @@ def main(argv=None):
         raise StructureError("other_model", f"--task {puzzle.task}: the model was pretrained with another task ({wrong[0]}).")
     results = {}
     for name, folder in zip(names, rest.sets):
-        train, held_out = (load_prepared(Path(folder) / part, processor.tokenizer) for part in ("train", "validation"))
+        train, held_out = (
+            load_prepared(Path(folder) / part, processor.tokenizer, keep_hydrogens=processor.keep_hydrogens)
+            for part in ("train", "validation")
+        )
         held_out = held_out.select(range(min(len(held_out), arguments.max_samples or len(held_out))))
         counts = compositions(train, model.config.vocab_size)
         found = evaluate(model, for_model(held_out, model.config, name), counts, puzzle, arguments, name)

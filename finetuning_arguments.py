@@ -247,6 +247,9 @@ def check_options(options):
         refuse(twice, f"--{name} {value} and --config_overrides {model.config_overrides} both say the {name}.")
     useless = [name for name in ("energy_unit", "regression_loss") if getattr(model, name) and model.strategy in PROBES]
     refuse(useless, f"--{' and --'.join(useless)} {'is' if len(useless) == 1 else 'are'} not for --strategy {model.strategy}.")
+    named = [name for name in (*HEAD_OPTIONS, "keep_hydrogens") if getattr(model, name)]
+    alone = training.do_predict and data.train_file is None
+    refuse(alone and named, f"--do_predict takes --{' and --'.join(named)} from the folder; they are for training.")
     refuse(model.pooling is not None and data.block_labels, "--pooling is for labels of a whole complex, not of its blocks.")
     refuse(data.split_column and data.group_column, "--split_column and --group_column exclude each other.")
     refuse((run.teacher is None) != (run.unlabeled is None), "--teacher and --unlabeled belong together.")

@@ -242,7 +242,7 @@ def _smiles_of(mol):
 
 
 def _prepared_source(file, processor, max_samples):
-    dataset = load_prepared(file, processor.tokenizer)
+    dataset = load_prepared(file, processor.tokenizer, keep_hydrogens=processor.keep_hydrogens)
     dataset = dataset.select(range(min(len(dataset), max_samples))) if max_samples else dataset
     inputs = {*FEATURES, *OPTIONAL_FEATURES} - {"name", "label"}
     labels = dataset.select_columns([column for column in dataset.column_names if column not in inputs])

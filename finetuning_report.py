@@ -184,11 +184,12 @@ from transformers import {auto}, AutoProcessor
 folder = "path/to/this/folder"
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model = {auto}.from_pretrained(folder, trust_remote_code=True).eval()
-logits = model(**processor("CC(=O)Oc1ccccc1C(=O)O", return_tensors="pt")).logits  # {meaning}
+logits = model(**processor({example}, return_tensors="pt")).logits  # {meaning}
 ```
 
 For files: `python run_finetune.py --do_predict --model_name_or_path this-folder --predict_file new.csv --output_dir out`
 """
+EXAMPLES = ('"CC(=O)Oc1ccccc1C(=O)O"', '[("CC(=O)O", "CC(N)=O")]')  # aspirin; acetic acid and acetamide
 MEANINGS = {
     REGRESSION: "in the units of the labels",
     CLASSES: "softmax gives the probabilities of the classes in config.id2label",
@@ -222,7 +223,9 @@ def model_card(options, task, results, pictures, num_parameters):
     """Text of the card."""
     data, labels = options.data, task.labels
     token = "AutoModelForTokenClassification" if labels.of_blocks else "AutoModelForSequenceClassification"
-    usage = "" if options.model.strategy in PROBES else USAGE.format(auto=token, meaning=MEANINGS[labels.problem])
+    usage = "" if options.model.strategy in PROBES else USAGE.format(
+        auto=token, meaning=MEANINGS[labels.problem], example=EXAMPLES[task.is_energy]
+    )  # fmt: skip
     parts = next(iter(results.values()))
     given = {
         name: value for part in (options.model, options.data, options.run) for name, value in dataclasses.asdict(part).items()

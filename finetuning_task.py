@@ -35,6 +35,7 @@ class Task:
     encoded: Encoded
     split: dict
     notes: list = dataclasses.field(default_factory=list)  # for people: in the printed report and the card
+    is_energy: bool = False  # what is learnt is the interaction energy of partners
 
     @property
     def problem(self):
@@ -146,13 +147,16 @@ def prepare_task(options, processor):
     labels = read_labels(source, data.label_columns, data.problem_type, None, data.block_labels, excluded)
     if options.run.class_weights and labels.problem == REGRESSION:
         raise StructureError("usage", f"--class_weights is for classes; {', '.join(labels.columns)}: numbers to predict.")
+    is_energy = not labels.of_blocks and pooling_of(options, len(processor.tokenizer), labels) == "pair_energy"
+    if options.model.energy_unit and not is_energy:
+        raise StructureError("usage", "--energy_unit is for --pooling pair_energy.")
+    if options.model.regression_loss and labels.problem != REGRESSION:
+        raise StructureError("usage", f"--regression_loss is for numbers; {', '.join(labels.columns)}: {labels.problem}.")
     split = split_rows(source, labels, data)
-    encoded = build(source, processor, options)
+    encoded = build(source, processor, options, is_energy)
     if labels.of_blocks:
         reject_unaligned(labels, source, encoded)
-    elif pooling_of(options, len(processor.tokenizer), labels) == "pair_energy":
-        reject_lone(source, encoded)
-    task = Task(source, labels, encoded, split)
+    task = Task(source, labels, encoded, split, is_energy=is_energy)
     try:
         check_split({part: task.rows(part) for part in SETS}, _needed_sets(data))
     except StructureError as error:
@@ -164,12 +168,15 @@ def prepare_task(options, processor):
     return task
 
 
-def build(source, processor, options):
-    """Examples of a source; the main process builds them, the others find them on disk."""
+def build(source, processor, options, needs_partners=False):
+    """Examples of a source; the main process builds them, the others find them on disk. On request, lone molecules are
+    rejected."""
     with options.training.main_process_first(desc="building structures"):
         store = ExampleStore(Path(options.data.cache_dir) / "structures.sqlite")
         workers = options.data.preprocessing_num_workers
         encoded = encode_source(source, processor, store, options.data.num_conformers, workers, options.shows_progress)
+    if needs_partners:
+        reject_lone(source, encoded)
     if options.is_main:
         lost = f"; {encoded.lost_conformers} conformers of others failed" if encoded.lost_conformers else ""
         print(f"{source.path}: {encoded.report.summary()}{lost}")

@@ -502,11 +502,11 @@ class Classified:
 
     def with_bonds(self, component, smiles=None):
         """The component as a molecule: with the bonds of a SMILES, of the file, of the dictionary of components, or perceived;
-        where none of these fits, one component per atom. Every way but the first two is noted. Charges that the file does not
-        say follow from bonds and hydrogens."""
+        where none of these fits, one component per atom, without charges. Every way but the first two is noted. Charges that
+        the file does not say follow from bonds and hydrogens."""
         said, found = component.charges.any(), self._find_bonds(component, smiles)
-        for part in found if not said else ():
-            part.charges = molecule_charges(part)
+        if not said and len(found) == 1:
+            found[0].charges = molecule_charges(found[0])
         return found
 
     def _find_bonds(self, component, smiles):

@@ -12,7 +12,8 @@ from rdkit.Chem import AllChem, rdDetermineBonds
 from rdkit.Geometry import Point3D
 from scipy.spatial import cKDTree
 
-from .component_atomica import Component, Origin, Structure, StructureError, check_positions
+from .component_atomica import Component, Origin, Structure, StructureError, check_positions, with_positions
+from .protonation_atomica import ION_CHARGES, molecule_charges
 
 
 EMBEDDING_SECONDS = 10  # of RDKit's embedding, which looks at its watch between steps only
@@ -258,8 +259,9 @@ def structure_from_mol2_record(name, record, seed: int = 0) -> Structure:
 
 
 def structure_from_xyz_record(name, record, seed: int = 0) -> Structure:
-    """One frame of an XYZ file -> `Structure`. The bonds are RDKit's if it finds some that leave no valence open, with a charge
-    of -2 to 2, else those of `perceive_bonds`, which is noted.
+    """One frame of an XYZ file -> `Structure`. Atoms of the elements of `ION_CHARGES` are these ions where they touch no other
+    atom; of the first two groups, unless it is carbon or hydrogen. The bonds of the others are RDKit's if it finds some that
+    leave no valence open, with a charge of -2 to 2, else those of `perceive_bonds`, which is noted.
 
     Raises:
         `StructureError`: if it is not such a frame, or no bonds fit its atoms.
@@ -269,33 +271,52 @@ def structure_from_xyz_record(name, record, seed: int = 0) -> Structure:
         raise StructureError("unreadable_record", f"{name}: not an XYZ frame that RDKit can read.")
     positions = mol.GetConformer().GetPositions()
     check_positions(positions, name, range(len(positions)))
-    if mol.GetNumAtoms() <= 200:
+    elements = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    ions, touching = np.isin(elements, list(ION_CHARGES)), bonds_by_distance(elements, positions)
+    salt = np.isin(elements, _SALTS)[touching].any(1) & ~np.isin(elements, (1, 6))[touching].any(1)
+    ions[touching[~salt]] = False
+    rest = Chem.RWMol(mol)
+    for i in np.flatnonzero(ions)[::-1].tolist():
+        rest.RemoveAtom(i)
+    if 0 < rest.GetNumAtoms() <= 200:
         for charge in (0, 1, -1, 2, -2):
-            candidate = Chem.Mol(mol)
+            candidate = Chem.Mol(rest)
             try:
                 rdDetermineBonds.DetermineBonds(candidate, charge=charge, maxIterations=10_000)
-                return structure_from_mol(candidate, name)
+                return structure_from_mol(_with_ions(candidate, elements, positions, ions), name)
             except (ValueError, RuntimeError):
                 continue
-    elements = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
     heavy = elements > 1 if (elements > 1).any() else elements > 0
-    found = perceive_bonds(elements[heavy], positions[heavy])
+    found = perceive_bonds(elements[heavy & ~ions], positions[heavy & ~ions]) if not ions.all() else Chem.Mol()
     if found is None:
         raise StructureError("no_bonds", f"{name}: no bonds between its {len(elements)} atoms make a molecule RDKit accepts.")
-    structure = structure_from_mol(with_positions(found, positions[heavy]), name)
-    structure.notes["bonds_perceived"] += 1
+    structure = structure_from_mol(_with_ions(found, elements[heavy], positions[heavy], ions[heavy]), name)
+    if not ions.all():
+        structure.notes["bonds_perceived"] += 1
+        _place_hydrogens(structure, positions[~heavy])
     return structure
 
 
-def with_positions(mol, positions):
-    """A copy of the molecule with these coordinates, `(num_atoms, 3)` in angstrom."""
-    mol, conformer = Chem.Mol(mol), Chem.Conformer(mol.GetNumAtoms())
-    conformer.Set3D(True)
-    for i, position in enumerate(positions):
-        conformer.SetAtomPosition(i, Point3D(*map(float, position)))
+def _with_ions(mol, elements, positions, ions):
+    """The molecule of the other atoms and these `ions` `(num_atoms,)`, with all positions in the order of the file."""
+    mol = Chem.Mol(mol)
     mol.RemoveAllConformers()
-    mol.AddConformer(conformer)
-    return mol
+    for number in elements[ions]:
+        mol = Chem.CombineMols(mol, lone_atom(number, ION_CHARGES[int(number)]))
+    order = np.argsort(np.concatenate([np.flatnonzero(~ions), np.flatnonzero(ions)]))
+    return with_positions(Chem.RenumberAtoms(mol, order.tolist()), positions)
+
+
+def _place_hydrogens(structure, hydrogens):
+    """Gives hydrogens, whose bonds are not known, to the nearest atoms."""
+    parts = [part for segment in structure.segments for part in segment]
+    nearest = cKDTree(np.concatenate([part.positions for part in parts])).query(hydrogens)[1].reshape(-1)
+    for part in parts:
+        inside = (nearest >= 0) & (nearest < len(part.elements))
+        part.hydrogens, part.hydrogen_parents = hydrogens[inside], nearest[inside]
+        nearest = nearest - len(part.elements)
+        if inside.any() and not part.charges.any():
+            part.charges = molecule_charges(part)
 
 
 def sdf_records(text):
@@ -326,6 +347,7 @@ def xyz_records(text):
 
 # bonds --------------------------------------------------------------------------------------------------------------------
 
+_SALTS = (3, 11, 12, 19, 20, 37, 38, 55, 56)  # elements of the first two groups, without beryllium
 METALS = frozenset(range(1, 119)) - {1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 51, 52, 53, 54, 85, 86}
 _VALENCE = {5: 3, 6: 4, 7: 3, 8: 2, 14: 4, 15: 3, 16: 2, 33: 3, 34: 2}
 # a bond longer than this is single, angstrom
@@ -459,11 +481,12 @@ def fit_template(template, elements, positions):
     return mol.GetMol()
 
 
-def lone_atom(number):
+def lone_atom(number, charge: int = 0):
     """Molecule of one atom, without hydrogens."""
     mol = Chem.RWMol()
     atom = Chem.Atom(int(number))
     atom.SetNoImplicit(True)
+    atom.SetFormalCharge(charge)
     mol.AddAtom(atom)
     mol = mol.GetMol()
     Chem.SanitizeMol(mol)
@@ -478,5 +501,5 @@ def template_from_smiles(smiles, name):
 __all__ = [
     "bonds_by_distance", "embed", "fit_template", "lone_atom", "mol2_records", "perceive_bonds", "sdf_records",
     "structure_from_mol", "structure_from_mol2_record", "structure_from_mols", "structure_from_sdf_record",
-    "structure_from_smiles", "structure_from_xyz_record", "template_from_smiles", "with_positions", "xyz_records",
+    "structure_from_smiles", "structure_from_xyz_record", "template_from_smiles", "xyz_records",
 ]  # fmt: skip

@@ -71,15 +71,33 @@ def _no_bars():
             enable_progress_bars()
 
 
-def load_prepared(path, tokenizer, cache_dir=None) -> Dataset:
+def check_made_for(path, report, tokenizer, keep_hydrogens=None):
+    """
+    Raises:
+        `StructureError`: if the dataset with this report was made with another vocabulary than the tokenizer's, or (unless
+            `keep_hydrogens` is None) with hydrogens where the reader leaves them out, or the other way round.
+    """
+    now, before = vocabulary_hash(tokenizer), report.get("vocabulary")
+    if before != now:
+        raise StructureError("other_vocabulary", f"{path}: was made with the vocabulary {before}, but the tokenizer has {now}.")
+    has_hydrogens = report.get("settings", {}).get("keep_hydrogens", False)
+    if keep_hydrogens is not None and has_hydrogens != keep_hydrogens:
+        found = f"with{'' if has_hydrogens else 'out'} hydrogens, which"
+        expected = "are not kept here; say --keep_hydrogens." if has_hydrogens else "are kept here; prepare it with them."
+        raise StructureError("other_hydrogens", f"{path}: was prepared {found} {expected}")
+
+
+def load_prepared(path, tokenizer, cache_dir=None, keep_hydrogens=None) -> Dataset:
     """A dataset that `prepare_dataset.py` wrote, of now or of earlier versions. It stays on disk: `datasets` keeps a copy that
     it can address by index in `cache_dir`, by default in its own cache (`HF_DATASETS_CACHE`).
 
     Raises:
-        `StructureError`: if a shard or columns are missing, or it was made with another vocabulary.
+        `StructureError`: if a shard or columns are missing, or it was made for another reader; see `check_made_for`.
     """
     path = Path(path)
     file = path / REPORT_FILE
+    if not any((path / name).exists() for name in (REPORT_FILE, "dataset_info.json")):
+        raise StructureError("not_prepared", f"{path}: no dataset there, expected a folder that prepare_dataset.py wrote.")
     try:
         report = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         if (path / "dataset_info.json").exists():
@@ -98,12 +116,7 @@ def load_prepared(path, tokenizer, cache_dir=None) -> Dataset:
     missing = [name for name in FEATURES if name not in dataset.column_names]
     if missing:
         raise StructureError("not_prepared", f"{path}: a dataset without the columns {', '.join(missing)}.")
-    made_with = report.get("vocabulary")
-    if made_with != vocabulary_hash(tokenizer):
-        raise StructureError(
-            "other_vocabulary",
-            f"{path}: was made with the vocabulary {made_with}, but the tokenizer has {vocabulary_hash(tokenizer)}.",
-        )
+    check_made_for(path, report, tokenizer, keep_hydrogens)
     return dataset
 
 

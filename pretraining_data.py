@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 from atomica_hf import StructureError
 from atomica_hf.configuration_atomica import NUM_SPECIAL_BLOCKS
 from dataset_shards import load_examples
-from prepared_datasets import REPORT_FILE, for_model, is_prepared, join_datasets, vocabulary_hash
+from prepared_datasets import REPORT_FILE, check_made_for, for_model, is_prepared, join_datasets
 from pretraining_arguments import UsageError
 from pretraining_checks import ExampleCheck, check_shards, read_report, read_shards, unreadable
 from pretraining_losses import losses_of, puzzle_weights
@@ -444,11 +444,11 @@ def first_whole(batches):
 # streams ----------------------------------------------------------------------------------------------------------------
 
 
-def list_shards(paths, tokenizer):
+def list_shards(paths, tokenizer, keep_hydrogens=None):
     """Shards of prepared datasets: for each dataset a list of (file, number of examples); those of the hub are not fetched yet.
 
     Raises:
-        `UsageError`, `StructureError`: if one is not prepared, or was made with another vocabulary.
+        `UsageError`, `StructureError`: if one is not prepared, or was made for another reader; see `check_made_for`.
     """
     found = []
     for path in paths:
@@ -456,12 +456,7 @@ def list_shards(paths, tokenizer):
         if not (folder / REPORT_FILE).exists() or not (is_on_hub(path) or is_prepared(folder)):
             raise UsageError(f"{path}: --streaming reads what prepare_dataset.py wrote; prepare it first.")
         report = read_report(folder)
-        if report["vocabulary"] != vocabulary_hash(tokenizer):
-            raise StructureError(
-                "other_vocabulary",
-                f"{path}: was made with the vocabulary {report['vocabulary']}, but the tokenizer has "
-                f"{vocabulary_hash(tokenizer)}.",
-            )
+        check_made_for(path, report, tokenizer, keep_hydrogens)
         where = f"{path.split('@')[0]}@{folder.name}" if is_on_hub(path) else folder  # the revision that was found
         found.append([(f"{where}/{shard['file']}", shard["examples"]) for shard in report["shards"]])
     return found
@@ -709,7 +704,7 @@ class Loading:
             if not is_on_hub(path):
                 self.check(path)
         with self.accelerator.main_process_first():
-            datasets = list_shards(self.paths, self.processor.tokenizer)
+            datasets = list_shards(self.paths, self.processor.tokenizer, self.processor.keep_hydrogens)
             files, counts = zip(*itertools.chain.from_iterable(datasets))
             columns = stream_columns(files, self.config)
         stream = ShardStream(

@@ -9,8 +9,8 @@ import torch
 from rdkit import Chem
 from transformers import BatchFeature, ProcessorMixin
 
+from .component_atomica import with_positions
 from .macromolecule_atomica import gemmi, require_gemmi
-from .molecule_atomica import with_positions
 from .protonation_atomica import with_hydrogens
 from .structure_atomica import (
     AMINO_ACID_NAMES,

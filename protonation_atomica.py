@@ -10,8 +10,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Geometry import Point3D
 
-from .component_atomica import Component, StructureError
-from .molecule_atomica import with_positions
+from .component_atomica import Component, StructureError, with_positions
 
 
 # residue: atoms of the group that takes up or gives off a proton, its hydrogens while it is neutral, its charge near pH 7
@@ -23,6 +22,9 @@ _GROUPS = {
     "LYS": (("NZ",), 2, 1),
     "ARG": (("NE", "NH1", "NH2"), 4, 1),
 }
+_TAKES_UP_ONE = ("HIS", "LYS", "ARG")  # the other groups give one off
+_BACKBONE = ("N", "CA", "C", "O", "OXT")
+_LEAST_HYDROGENS = 0.4  # of a residue with all its hydrogens, for each of its atoms; nucleotides and aspartate have 0.5
 _PHOSPHATE = ("OP1", "OP2", "OP3", "O1P", "O2P", "O3P")
 # the usual ions, by atomic number
 ION_CHARGES = {
@@ -35,35 +37,51 @@ _TAKES_UP_PROTONS = (7, 8, 15, 16)  # where a hydrogen more or less than expecte
 
 
 def with_hydrogens(component, name) -> Component:
-    """The component with all hydrogens that it has by RDKit, if it is a molecule: those that are missing are placed; it is the
-    same object if none is. `name` is that of its structure.
+    """The component with all hydrogens that it has by its bonds and charges, if it is a molecule: RDKit places those that are
+    missing; it is the same object if none is. A molecule of a structure file, whose bonds may be a guess, that has some on
+    carbon has all. `name` is that of its structure.
 
     Raises:
-        `StructureError`: for a residue or a water without hydrogens.
+        `StructureError`: for a residue, a water or another lone N, O, S or P of a structure file without its hydrogens.
     """
-    if not len(component.hydrogens) and (component.mol is None or component.kind == "water"):
+    residue, count, parents = component.mol is None, len(component.elements), component.hydrogen_parents
+    bare = not len(parents) and count == 1 and component.kind in ("water", "ion")
+    if residue and len(parents) < _LEAST_HYDROGENS * count or bare and component.elements[0] in _TAKES_UP_PROTONS:
         raise StructureError(
             "no_hydrogens",
-            f"{name}: {component.origin or component.name} has no hydrogens, expected them in the file; programs such as "
-            "PDBFixer or reduce add them.",
+            f"{name}: {component.origin or component.name} has {len(parents) or 'no'} hydrogens for {count} atoms, expected "
+            "all of them in the file; programs such as PDBFixer or reduce add them.",
         )
-    if component.mol is None:
+    if residue or component.kind and (component.elements[parents] == 6).any():
         return component
-    wanted = np.array([atom.GetTotalNumHs() for atom in component.mol.GetAtoms()])
-    if (np.bincount(component.hydrogen_parents, minlength=len(wanted)) >= wanted).all():
+    atoms = list(component.mol.GetAtoms())
+    missing = np.array([atom.GetTotalNumHs() for atom in atoms]) - np.bincount(parents, minlength=count)
+    formal = np.array([atom.GetFormalCharge() for atom in atoms])
+    missing += np.where(np.isin(component.elements, _TAKES_UP_PROTONS), component.charges - formal, 0)
+    if count > 1:
+        missing[[atom.GetDegree() == 0 for atom in atoms]] = 0  # bonds to metals are not known
+    if (missing <= 0).all():
         return component
     mol = Chem.RWMol(with_positions(component.mol, component.positions))
-    for parent, position in zip(component.hydrogen_parents.tolist(), component.hydrogens.tolist()):
-        number, atom = mol.AddAtom(Chem.Atom(1)), mol.GetAtomWithIdx(parent)
-        atom.SetNumExplicitHs(max(0, atom.GetNumExplicitHs() - 1))
+    for atom, few, charge in zip(list(mol.GetAtoms()), missing.clip(0).tolist(), component.charges.tolist()):
+        atom.SetNoImplicit(True)
+        atom.SetNumExplicitHs(few)
+        atom.SetFormalCharge(charge)
+    for parent, position in zip(parents.tolist(), component.hydrogens.tolist()):
+        number = mol.AddAtom(Chem.Atom(1))
         mol.AddBond(parent, number, Chem.BondType.SINGLE)
         mol.GetConformer().SetAtomPosition(number, Point3D(*position))
-    Chem.SanitizeMol(mol)
+    try:
+        Chem.SanitizeMol(mol)
+    except (Chem.MolSanitizeException, ValueError) as error:
+        raise StructureError(
+            "chemistry", f"{name}: {component.origin or component.name} and its hydrogens cannot be sanitised: {error}."
+        ) from error
     full = Chem.AddHs(mol, addCoords=True)
-    added = [full.GetAtomWithIdx(i) for i in range(len(wanted), full.GetNumAtoms())]
+    added = [full.GetAtomWithIdx(i) for i in range(count, full.GetNumAtoms())]
     return replace(
         component,
-        hydrogens=full.GetConformer().GetPositions()[len(wanted) :],
+        hydrogens=full.GetConformer().GetPositions()[count:],
         hydrogen_parents=np.array([atom.GetNeighbors()[0].GetIdx() for atom in added]),
     )
 
@@ -74,8 +92,9 @@ def residue_charges(token, names, parents):
     Args:
         token (`str`): its block token.
         names (`list[str]`): of its atoms, without hydrogens.
-        parents (`np.ndarray` of shape `(num_hydrogens,)`): the atom of each hydrogen. Without any hydrogen, groups are charged
-            as near pH 7, and the first residue of a chain, which only its hydrogens tell, is neutral.
+        parents (`np.ndarray` of shape `(num_hydrogens,)`): the atom of each hydrogen. Without any hydrogen (of a side chain,
+            for its group), groups are charged as near pH 7, and the first residue of a chain, which only its hydrogens tell, is
+            neutral.
 
     Returns:
         `np.ndarray` of shape `(num_atoms,)`.
@@ -83,16 +102,19 @@ def residue_charges(token, names, parents):
     charges, place = np.zeros(len(names), dtype=np.int64), {name: i for i, name in enumerate(names)}
     count = np.bincount(parents, minlength=len(names)) if len(parents) else None
 
-    def add(group, neutral, usual):
+    def add(group, neutral, usual, least=None, most=0, known=count is not None):
         atoms = [place[name] for name in group if name in place]
         if atoms:
-            charges[atoms[0]] += usual if count is None else count[atoms].sum() - neutral
+            found = int(count[atoms].sum()) if known else None
+            least = usual if least is None else least
+            charges[atoms[0]] += usual if not known or (most and not found) else min(max(found - neutral, least), most)
 
     if "P" in place:
         ends = [name for name in _PHOSPHATE if name in place]
         add(ends, max(1, len(ends) - 1), 1 - max(2, len(ends)))
     if token in _GROUPS:
-        add(*_GROUPS[token])
+        known = count is not None and any(names[i] not in _BACKBONE for i in parents.tolist())
+        add(*_GROUPS[token], *((0, 1) if token in _TAKES_UP_ONE else (-1, 0)), known=known)
     if "OXT" in place:
         add(("OXT", "O"), 1, -1)
     if count is not None and "N" in place and count[place["N"]] >= (2 if token == "PRO" else 3):

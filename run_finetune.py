@@ -21,8 +21,8 @@ from transformers import Trainer
 from atomic_files import write_text
 from atomica_hf import AtomicaCollator, AtomicaModel, StructureError
 from finetuning_arguments import PROBES, check_options, parse
-from finetuning_data import LabelledExamples, Labels, check_model, read_source, reject_lone
-from finetuning_models import model_class, pooling_of, processor_of
+from finetuning_data import LabelledExamples, Labels, check_model, read_source
+from finetuning_models import load_config, model_class, pooling_of, processor_of
 from finetuning_probes import predict_probe, run_probe
 from finetuning_report import write_predictions, write_results
 from finetuning_task import build, prepare_task
@@ -70,17 +70,16 @@ def labels_of_record(record, num_rows):
 def predict_folder(folder, path, options):
     """A trained folder and a file -> (record, source, examples, predictions by row, each the mean over the members)."""
     record = read_record(folder)
-    processor = processor_of(options, folder)
+    processor, models = processor_of(options, folder), []
     if record["strategy"] not in PROBES:
         cls = model_class(record["of_blocks"])
         models = [load_member(cls, Path(folder) / member) for member in record["members"]]
     source = read_source(path, processor, options.data.smiles_column, options.data.max_samples)
     data = dataclasses.replace(options.data, num_conformers=record["num_conformers"])
-    encoded = build(source, processor, dataclasses.replace(options, data=data))
+    is_energy = any(model.config.pooling == "pair_energy" for model in models)
+    encoded = build(source, processor, dataclasses.replace(options, data=data), is_energy)
     if record["strategy"] in PROBES:
         return record, source, encoded, predict_probe(folder, record, encoded)
-    if any(model.config.pooling == "pair_energy" for model in models):
-        reject_lone(source, encoded)
     members = []
     for model in models:
         check_model(encoded, model.config, path)
@@ -135,6 +134,9 @@ def pseudo_labels(options, task):
         if labels.problem == CLASSES:
             full = np.where(np.isnan(full[:, 0]), np.nan, full.argmax(1))
         check_model(encoded, config, options.run.unlabeled)
+        unit = load_config(options.run.teacher).energy_unit
+        if config.pooling == "pair_energy" and unit != config.energy_unit:
+            raise StructureError("other_unit", f"--teacher {options.run.teacher}: of {unit}, expected {config.energy_unit}.")
         return LabelledExamples(encoded, rows, config, full)
 
     return examples
@@ -161,6 +163,7 @@ def fingerprint(options, task):
     run = options.run
     return {
         "strategy": options.model.strategy, "labels": of_labels, "num_conformers": options.data.num_conformers,
+        "keep_hydrogens": options.model.keep_hydrogens,
         "class_weights": run.class_weights, "teacher": run.teacher and Path(run.teacher).name,
         "coordinate_noise": run.coordinate_noise, "noisy_nodes_weight": run.noisy_nodes_weight,
     }  # fmt: skip

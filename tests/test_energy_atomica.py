@@ -7,11 +7,12 @@ from conftest import random_rotation, tiny_config
 from rdkit import Chem
 
 from atomica_hf import AtomicaCollator, AtomicaForSequenceClassification, AtomicaProcessor
+from atomica_hf.component_atomica import with_positions
 from atomica_hf.configuration_atomica import ENERGY_UNITS
 from atomica_hf.elements_atomica import element_descriptors, period_and_group
 from atomica_hf.energy_atomica import COULOMB, ENERGY_TERMS, smooth_cutoff
 from atomica_hf.graph_atomica import batch_graph
-from atomica_hf.molecule_atomica import structure_from_mols, with_positions
+from atomica_hf.molecule_atomica import structure_from_mols
 from atomica_hf.processing_atomica import pad_examples
 
 

@@ -89,6 +89,6 @@ def test_what_cannot_be_judged_is_an_error(folder, tmp_path):
             run(folder, tmp_path / "out", *words)
     with pytest.raises(StructureError, match="expected different names"):
         run(folder, tmp_path / "out", sets=["pairs", "pairs"])
-    with pytest.raises(StructureError, match="cannot be opened as a dataset"):
+    with pytest.raises(StructureError, match="no dataset there"):
         run(folder, tmp_path / "out", sets=["prepared"])
     assert not (tmp_path / "out").exists()

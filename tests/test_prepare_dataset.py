@@ -358,6 +358,12 @@ def test_every_flag_of_reading_works(tmp_path, processor):
 
     write_smiles(tmp_path / "m.csv", "CCC[O-]")
     (ion,) = made("--keep_hydrogens", "--return_charges", file="m.csv")
+    all_atoms, heavy, again = tmp_path / "all", tmp_path / "heavy", tmp_path / "again"
+    script(tmp_path / "m.csv", "--output_dir", all_atoms, "--keep_hydrogens", "--return_charges")
+    script(tmp_path / "m.csv", "--output_dir", heavy)
+    assert "prepared with hydrogens, which are not kept here" in fails(all_atoms, heavy, "--output_dir", again)
+    assert "prepared without hydrogens, which are kept" in fails(heavy, "--output_dir", again, "--keep_hydrogens")
+    assert "prepared without charges" in fails(heavy, "--output_dir", again, "--return_charges")
     assert ion["atom_ids"].count(3) == 7 and sorted(ion["atom_charges"])[:2] == [-1, 0]
     assert "atom_charges" not in made(file="m.csv")[0]
     write_smiles(tmp_path / "m.csv", "CCCO")

@@ -52,6 +52,13 @@ SIDE_CHAINS = {  # atoms of a residue, hydrogens on each, charge with these hydr
     "DA": (["P", "OP1", "OP2", "C5'"], [0, 0, 0, 2], -1, -1),
     "SER": (["P", "O1P", "O2P", "O3P", "CB"], [0, 0, 0, 0, 2], -2, -2),
 }
+SOME_HYDROGENS = {  # files with few of them: no charge that no such residue has
+    "LYS": (["CA", "CD", "NZ"], [1, 0, 0], 1),
+    "ARG": (["CA", "CD", "NE", "NH1", "NH2"], [0, 2, 1, 0, 1], 0),
+    "HIS": (["CB", "ND1", "NE2"], [2, 0, 0], 0),
+    "TYR": (["N", "CA", "CB", "OH"], [1, 1, 0, 0], 0),
+    "GLU": (["CB", "OE1", "OE2"], [2, 0, 2], 0),
+}
 
 
 @pytest.mark.parametrize("token", SIDE_CHAINS)
@@ -62,6 +69,12 @@ def test_residues_are_charged_by_their_hydrogens_or_else_as_in_water(token):
         parents = np.array([0])
     assert residue_charges(token, names, parents).sum() == charge
     assert residue_charges(token, names, parents[:0]).sum() == usual
+
+
+@pytest.mark.parametrize("token", SOME_HYDROGENS)
+def test_residues_with_few_hydrogens_get_charges_that_exist(token):
+    names, hydrogens, charge = SOME_HYDROGENS[token]
+    assert residue_charges(token, names, np.repeat(np.arange(len(names)), hydrogens)).sum() == charge
 
 
 PDB = """\
@@ -105,9 +118,68 @@ def test_residues_ions_and_waters_of_a_file(tmp_path, tokenizer):
     example = bare.encode(bare.read(path, side_a="A", side_b="B_C")[0])
     assert 3 not in example["atom_ids"] and "atom_charges" not in example
     path.write_text("\n".join(line for line in PDB.split("\n") if line[12:14] not in (" H", "H1", "H2", "H3")))
-    with pytest.raises(StructureError, match=r"A:ALA:1 has no hydrogens, expected them in the file; programs such as PDBFixer"):
+    with pytest.raises(StructureError, match=r"A:ALA:1 has no hydrogens for 5 atoms, expected all of them in the file; pro"):
         processor.encode(processor.read(path, side_a="A", side_b="B")[0])
     assert read_file(path, ReadOptions()).chains() == ["A", "B", "C", "D"]
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    ["[NH3+]CC(=O)[O-]", "CC(=O)[O-]", "CS(=O)(=O)[O-]", "c1ccccc1[O-]", "COP(=O)([O-])[O-]", "CC[S-]", "C[n+]1ccccc1", "OCC"],
+)
+def test_ligands_of_a_file_without_bonds_keep_its_hydrogens_and_get_the_charges_they_tell(tmp_path, all_atoms, smiles):
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    lines = Chem.MolToPDBBlock(mol).replace("UNL     1", "LIG B   9").split("\n")
+    path = tmp_path / "x.pdb"
+    path.write_text(PDB.split("HETATM")[0] + "\n".join(line for line in lines if "HETATM" in line and "CONECT" not in line))
+    heavy, count = mol.GetNumHeavyAtoms(), mol.GetNumAtoms()
+    (structure,) = all_atoms.read(path, side_a="A", side_b="B:LIG")
+    ligand = structure.segments[1][0]
+    kept = with_hydrogens(ligand, "x")
+    assert kept is ligand and (len(ligand.elements), len(ligand.hydrogens)) == (heavy, count - heavy)
+    if smiles != "C[n+]1ccccc1":  # bonds of heavy atoms alone do not tell that this is not its dihydro form
+        assert ligand.charges.sum() == Chem.GetFormalCharge(mol)
+    polar = (ligand.elements != 6)[ligand.hydrogen_parents]
+    part = replace(ligand, hydrogens=ligand.hydrogens[polar], hydrogen_parents=ligand.hydrogen_parents[polar])
+    if polar.any():
+        assert sorted(with_hydrogens(part, "x").hydrogen_parents) == sorted(ligand.hydrogen_parents)
+    bare = replace(part, hydrogens=part.hydrogens[:0], hydrogen_parents=part.hydrogen_parents[:0])
+    if smiles in ("[NH3+]CC(=O)[O-]", "CC(=O)[O-]", "OCC"):
+        assert sorted(with_hydrogens(bare, "x").hydrogen_parents) == sorted(ligand.hydrogen_parents)
+
+
+def test_single_atoms_of_a_molecule_without_bonds_are_no_ions(tmp_path, all_atoms):
+    path = tmp_path / "x.pdb"
+    atom = "HETATM   20  {:<3} LIG B   9    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00          {:>2}\n"
+    atoms = [("C1", 0, 5, 0, "C"), ("B1", 1.6, 5, 0, "B")] + [(f"F{i}", 2.2, 5 + y, z, "F") for i, (y, z) in enumerate(
+        ((1.2, 0), (-0.6, 1.0), (-0.6, -1.0)))]  # fmt: skip
+    path.write_text(PDB.split("HETATM")[0] + "".join(atom.format(*values) for values in atoms))
+    (structure,) = all_atoms.read(path, side_a="A", side_b="B:LIG")
+    assert sum(part.charges.sum() for part in structure.segments[1]) == 0
+    path.write_text(PDB.split("HETATM")[0] + atom.format("N1", 0, 5, 0, "N"))
+    with pytest.raises(StructureError, match="B:LIG:9 has no hydrogens for 1 atoms"):
+        all_atoms.encode(all_atoms.read(path, side_a="A", side_b="B:LIG")[0])
+
+
+@pytest.mark.parametrize(
+    "atoms, charges, hydrogens",
+    [
+        ("Na 0 0 0|O 2.3 0 0|H 2.8 .8 0|H 2.8 -.8 0", [1, 0], 2), ("Na 0 0 0|Cl 6 0 0", [1, -1], 0), ("F 0 0 0", [-1], 0),
+        ("Li 0 0 0|H 1.6 0 0", [0], 1), ("Ar 0 0 0", [0], 0), ("O 0 0 0|H .96 0 0|H -.24 .93 0", [0], 2),
+        ("Fe 0 0 0|S 2.2 0 0|H 3.4 .5 0|S 0 2.2 0|H .5 3.4 0", [0, -1, -1], 2),
+    ],
+)  # fmt: skip
+def test_hydrogens_and_ions_of_xyz_files(tmp_path, all_atoms, atoms, charges, hydrogens):
+    path, lines = tmp_path / "x.xyz", atoms.split("|")
+    path.write_text(f"{len(lines)}\n\n" + "\n".join(lines) + "\n")
+    (structure,) = all_atoms.read(path)
+    assert [int(part.charges.sum()) for segment in structure.segments for part in segment] == charges
+    example = all_atoms.encode(structure)
+    assert (example["atom_ids"] == 3).sum() == hydrogens
+    written = np.array([line.split()[1:] for line in lines if line[0] == "H"], float).reshape(-1, 3)
+    found = example["positions"][example["atom_ids"] == 3]
+    assert np.allclose(sorted(found.tolist()), sorted(written.tolist()), atol=1e-4)
 
 
 def test_hydrogens_belong_to_the_block_of_their_atom_and_turn_with_it(all_atoms, processor):

@@ -16,7 +16,7 @@ from atomica_hf.configuration_atomica import AUTO_MAP, CUSTOM_PIPELINES, NUM_SPE
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "molecule", "protonation", "macromolecule"]
+FLAT = ["configuration", "fragmentation", "mining", "tokenization", "component", "protonation", "molecule", "macromolecule"]
 FLAT += ["structure", "processing", "convolution_triton", "geometry", "elements", "graph", "energy", "interpretation"]
 FLAT += ["data_collator", "modeling", "pipelines"]
 

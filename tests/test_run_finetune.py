@@ -270,11 +270,10 @@ def test_interaction_energies_of_pairs(cache, tmp_path):
     pairs = [f"{smiles}.{('O', '[Cl-]')[i % 2]}" for i, smiles in enumerate(SMILES[:12])]
     rows = [f"{smiles},{-2.5 - i % 4},{('train', 'valid', 'test')[i % 3]}" for i, smiles in enumerate([*pairs, "CCO"])]
     (tmp_path / "d.csv").write_text("\n".join(["smiles,energy,set", *rows]))
-    options = ("--label_columns", "energy", "--split_column", "set", "--pooling", "pair_energy", "--energy_unit", "kJ/mol")
-    options += ("--keep_hydrogens", "True", "--regression_loss", "huber")
-    _, rows = finetune(
-        tmp_path / "m", tmp_path / "d.csv", cache, *options, "--config_overrides", f"{TINY},use_atom_charges=true"
-    )
+    common = ("--label_columns", "energy", "--split_column", "set", "--pooling", "pair_energy", "--regression_loss", "huber")
+    common += ("--config_overrides", f"{TINY},use_atom_charges=true")
+    options = ("--keep_hydrogens", "True", "--energy_unit", "kJ/mol")
+    _, rows = finetune(tmp_path / "m", tmp_path / "d.csv", cache, *common, *options)
     assert "a lone molecule, expected a complex" in rows[-1]["reason"] and all(row["energy_predicted"] for row in rows[:-1])
     model = AtomicaForSequenceClassification.from_pretrained(tmp_path / "m").eval()
     assert (model.config.energy_unit, model.config.regression_loss) == ("kJ/mol", "huber")
@@ -288,6 +287,14 @@ def test_interaction_energies_of_pairs(cache, tmp_path):
     run_finetune.main([str(word) for word in (*words, "--output_dir", tmp_path, "--cache_dir", cache)])
     again = read_csv(tmp_path / "predictions-new.csv")
     assert float(again[0]["energy_predicted"]) == pytest.approx(found[0], rel=1e-4) and "lone molecule" in again[1]["reason"]
+    assert 'processor([("CC(=O)O", "CC(N)=O")]' in (tmp_path / "m" / "README.md").read_text()
+    with pytest.raises(StructureError, match="--do_predict takes --energy_unit and --keep_hydrogens from the folder"):
+        run_finetune.main([str(word) for word in (*words, *options, "--output_dir", tmp_path)])
+    teacher = ("--teacher", tmp_path / "m", "--unlabeled", tmp_path / "new.smi", "--energy_unit", "eV", *options[:2])
+    with pytest.raises(StructureError, match="of kJ/mol, expected eV"):
+        finetune(tmp_path / "s", tmp_path / "d.csv", cache, *common, *teacher)
+    with pytest.raises(StructureError, match="the run that is resumed had keep_hydrogens True"):
+        finetune(tmp_path / "m", tmp_path / "d.csv", cache, *common, *options[2:], "--resume_from_checkpoint", "latest")
 
 
 def test_several_labels_several_seeds_and_a_forest(pretrained, data, cache, tmp_path):
@@ -542,6 +549,8 @@ def test_a_run_that_diverges_is_an_error(data, cache, tmp_path):
         (("--label_columns", "share", "--strategy", "linear_probe", "--pooling", "block_sum"), "no outputs of blocks"),
         (("--label_columns", "share", "--pooling", "pair_energy", "--config_overrides", TINY), "no complex is in it"),
         (("--label_columns", "share", "--strategy", "linear_probe", "--energy_unit", "eV"), "--energy_unit is not for"),
+        (("--label_columns", "share", "--energy_unit", "eV"), "--energy_unit is for --pooling pair_energy"),
+        (("--label_columns", "ring", "--regression_loss", "mae"), "--regression_loss is for numbers; ring"),
         (("--label_columns", "share", "--block_labels", "True", "--pooling", "graph"), "a whole complex, not of its blocks"),
         (("--label_columns", "share", "--pooling", "graph", "--config_overrides", "pooling=block_sum"), "both say the pooling"),
         (("--label_columns", "share", "--noisy_nodes_weight", "-1"), "noisy_nodes_weight is -1.0, expected at least 0"),

@@ -360,8 +360,12 @@ def validation_loss(model, prepared):
         return float(model.eval()(**collator([{**row, "epoch": 0, "example_index": i} for i, row in enumerate(dataset)])).loss)
 
 
-def test_all_atoms_and_their_charges(molecules, tmp_path):
+def test_all_atoms_and_their_charges(molecules, prepared, tmp_path):
     options = ["--keep_hydrogens", "--use_atom_charges", "--max_train_steps", 2, "--validation_split_percentage", 25]
+    with pytest.raises(StructureError, match="prepared without hydrogens, which are kept here"):
+        run_pretraining.main(command(prepared, tmp_path / "z", "--keep_hydrogens"))
+    with pytest.raises(StructureError, match="prepared without hydrogens, which are kept here"):
+        run_pretraining.main(command(prepared, tmp_path / "z", "--keep_hydrogens", "--streaming", "--max_train_steps", 2))
     run_pretraining.main(command(molecules, tmp_path / "x", *options))
     assert np.isfinite(last_row(tmp_path / "x", "validation")["loss"])
     processor = AtomicaProcessor.from_pretrained(tmp_path / "x")
