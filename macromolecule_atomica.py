@@ -495,18 +495,18 @@ class Classified:
         elif not alone or _bonded_to(residue, beside):  # modified beyond its parents, or a cap of the chain
             component.kind = "rna" if {"O2'", "O2*"} & set(names) else "dna" if backbone == "nucleotide" else "protein"
             notes[f"unknown_residue_fragmented:{residue.name}"] += 1
-            self.chains[chain] += self.with_bonds(component)
+            self.chains[chain] += self.with_bonds(component, links=_links(component, beside))
         else:
             component.kind = "buffer" if name in BUFFERS else "ligand"
             self.molecules.append(component)
 
-    def with_bonds(self, component, smiles=None):
+    def with_bonds(self, component, smiles=None, links=0):
         """The component as a molecule: with the bonds of a SMILES, of the file, of the dictionary of components, or perceived;
         where none of these fits, one component per atom, without charges. Every way but the first two is noted. Charges that
-        the file does not say follow from bonds and hydrogens."""
+        the file does not say follow from bonds (also `links`, of each atom to other components) and hydrogens."""
         said, found = component.charges.any(), self._find_bonds(component, smiles)
         if not said and len(found) == 1:
-            found[0].charges = molecule_charges(found[0])
+            found[0].charges = molecule_charges(found[0], links)
         return found
 
     def _find_bonds(self, component, smiles):
@@ -619,6 +619,13 @@ def _bonded_to(residue, others):
     """Whether a residue is linked to one of its neighbours in the chain (a modified one), rather than lying beside them."""
     ends = [atom.pos for atom in residue if atom.name in _ENDS]
     return any(atom.pos.dist(end) < 2.0 for other in others for atom in other if atom.name in _ENDS for end in ends)
+
+
+def _links(component, others):
+    """Number of bonds of each atom to neighbours in the chain, shape `(num_atoms,)`."""
+    ends = [atom.pos.tolist() for other in others for atom in other if atom.name in _ENDS]
+    near = np.linalg.norm(component.positions[:, None] - np.reshape(ends, (-1, 3)), axis=-1) < 2.0
+    return near.sum(1) * np.isin(component.atom_names, list(_ENDS))
 
 
 def _bonded(component, bonds):

@@ -122,9 +122,10 @@ def residue_charges(token, names, parents):
     return charges
 
 
-def molecule_charges(component):
-    """Formal charges of the atoms of a molecule: those of its bonds, changed by hydrogens that it has more or fewer than these
-    ask for, and of a lone atom that of the usual ion; shape `(num_atoms,)`."""
+def molecule_charges(component, links=0):
+    """Formal charges of the atoms of a molecule: those of its bonds, changed by hydrogens (and `links`, bonds of each atom to
+    other components) that it has more or fewer than these ask for, and of a lone atom that of the usual ion; shape
+    `(num_atoms,)`."""
     charges = np.array([atom.GetFormalCharge() for atom in component.mol.GetAtoms()], dtype=np.int64)
     if len(charges) == 1 and not len(component.hydrogens) and not charges.any():
         return np.array([ION_CHARGES.get(int(component.elements[0]), 0)])
@@ -132,7 +133,7 @@ def molecule_charges(component):
         wanted = np.array([atom.GetTotalNumHs() for atom in component.mol.GetAtoms()])
         if len(charges) == 1:  # such an atom is told to have none, whatever it has
             wanted = np.array([max(0, Chem.GetPeriodicTable().GetDefaultValence(int(component.elements[0])))])
-        more = np.bincount(component.hydrogen_parents, minlength=len(wanted)) - wanted
+        more = np.bincount(component.hydrogen_parents, minlength=len(wanted)) + links - wanted
         charges += np.where(np.isin(component.elements, _TAKES_UP_PROTONS), more.clip(-1, 1), 0)
     return charges
 

@@ -149,6 +149,16 @@ def test_ligands_of_a_file_without_bonds_keep_its_hydrogens_and_get_the_charges_
         assert sorted(with_hydrogens(bare, "x").hydrogen_parents) == sorted(ligand.hydrogen_parents)
 
 
+def test_caps_of_a_chain_are_not_charged_for_the_hydrogen_that_a_bond_takes(tmp_path, all_atoms):
+    cap = [("N", 3.338, 1.540, 0, "N"), ("C", 4.020, 2.820, 0, "C"), ("H", 3.85, 0.69, 0, "H"), ("H1", 5.09, 2.65, 0, "H"),
+           ("H2", 3.74, 3.38, 0.89, "H"), ("H3", 3.74, 3.38, -0.89, "H")]  # fmt: skip
+    atom = "ATOM     20  {:<3} NME A   2    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00          {:>2}\n"
+    first, rest = PDB.split("TER\n")
+    (tmp_path / "x.pdb").write_text(first + "".join(atom.format(*values) for values in cap) + "TER\n" + rest)
+    (structure,) = all_atoms.read(tmp_path / "x.pdb", side_a="A", side_b="B")
+    assert [(part.name, int(part.charges.sum())) for part in structure.segments[0]] == [("ALA", 1), ("NME", 0)]
+
+
 def test_single_atoms_of_a_molecule_without_bonds_are_no_ions(tmp_path, all_atoms):
     path = tmp_path / "x.pdb"
     atom = "HETATM   20  {:<3} LIG B   9    {:8.3f}{:8.3f}{:8.3f}  1.00  0.00          {:>2}\n"
