@@ -317,6 +317,7 @@ def test_a_full_disk_is_said_and_damages_nothing(model_folder, prepared, tmp_pat
 
 LAUNCHED = """
 import os, signal, sys
+from pathlib import Path
 sys.path.insert(0, {root!r})
 import run_embedding
 run_embedding._PART_BLOCKS = (16, 16)
@@ -330,7 +331,7 @@ def dies(self, number, table):
 
 run_embedding.Parts.write = dies
 run_embedding.main()
-print("rank", os.environ["RANK"], "wrote", written)
+Path(__file__).with_name("written-" + os.environ["RANK"]).write_text(str(written))
 """
 
 
@@ -346,6 +347,6 @@ def test_two_processes_of_which_one_is_killed_write_the_file_of_one(model_folder
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("25 vectors, one per complex") == 1
     run_embedding.main(command(model_folder, prepared, tmp_path / "whole.parquet"))
-    wrote = [json.loads(line.split("wrote")[1]) for line in done.stdout.splitlines() if "wrote" in line]
-    assert sorted([*finished, *sum(wrote, [])]) == parts_made and all(wrote)
+    wrote = [json.loads(file.read_text()) for file in tmp_path.glob("written-?")]
+    assert sorted([*finished, *sum(wrote, [])]) == parts_made and all(wrote) and len(wrote) == 2
     assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
