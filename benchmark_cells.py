@@ -38,6 +38,7 @@ from splitting import SETS
 
 
 SCRATCH = "scratch"  # a model without weights, and the strategy of that name
+CHECKPOINT_FILES = ("*.safetensors", "*.bin", "*.index.json", "*config.json", "vocab.*", "*token*.json")
 RANDOM_PROBE = "random_linear_probe"  # on vectors of the configuration of a model, with random weights
 CHECKPOINT_STRATEGIES = (*STRATEGIES, RANDOM_PROBE)
 BASELINE = "baseline"
@@ -102,13 +103,12 @@ def weights_hash(folder):
     Raises:
         `StructureError`: if there are no weights.
     """
-    files = [file for end in ("*.safetensors", "*.bin", "*.json", "*.txt") for file in sorted(Path(folder).glob(end))]
+    files = [file for pattern in CHECKPOINT_FILES for file in sorted(Path(folder).glob(pattern))]
     if not any(file.suffix in (".safetensors", ".bin") for file in files):
         raise StructureError("no_model", f"{folder}: no weights there, expected model.safetensors and config.json.")
     found = hashlib.sha256()
     for file in files:
-        if file.name not in ("trainer_state.json", "metrics.json", "split.json", "finetuning.json"):
-            found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        found.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
 
 

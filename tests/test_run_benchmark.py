@@ -267,7 +267,10 @@ def test_cells_made_with_other_options_are_not_mixed(copied, words, monkeypatch,
     assert "8 other cells in the folder do not belong" in (copied / "scoreboard.md").read_text(encoding="utf-8")
 
     other = [tmp_path / "tiny" if str(word).endswith("tiny") else word for word in words]
-    shutil.copytree(next(word for word in words if str(word).endswith("tiny")), tmp_path / "tiny")
+    tiny = next(word for word in words if str(word).endswith("tiny"))
+    shutil.copytree(tiny, tmp_path / "tiny")
+    (tmp_path / "tiny" / "options.json").write_text("{}")  # not of the model
+    assert benchmark_cells.weights_hash(tmp_path / "tiny") == benchmark_cells.weights_hash(tiny)
     tiny_model(seed=1, dtype=torch.float32, vocab_size=450, **SIZES).save_pretrained(tmp_path / "tiny")
     with pytest.raises(StructureError, match="(?s)8 finished cells.*weights was"):
         benchmark(other, copied)
