@@ -52,6 +52,7 @@ _NOT_READING = (
     "graph",
     "convolution_triton",
     "configuration",
+    "elements",
     "energy",
     "data_collator",
     "metrics",

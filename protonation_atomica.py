@@ -13,16 +13,16 @@ from rdkit.Geometry import Point3D
 from .component_atomica import Component, StructureError, with_positions
 
 
-# residue: atoms of the group that takes up or gives off a proton, its hydrogens while it is neutral, its charge near pH 7
+# residue: atoms of the group that takes up or gives off a proton, its hydrogens while it is neutral, its charge near pH 7, and
+# its least and largest
 _GROUPS = {
-    "ASP": (("OD1", "OD2"), 1, -1),
-    "GLU": (("OE1", "OE2"), 1, -1),
-    "TYR": (("OH",), 1, 0),
-    "HIS": (("ND1", "NE2"), 1, 0),
-    "LYS": (("NZ",), 2, 1),
-    "ARG": (("NE", "NH1", "NH2"), 4, 1),
+    "ASP": (("OD1", "OD2"), 1, -1, (-1, 0)),
+    "GLU": (("OE1", "OE2"), 1, -1, (-1, 0)),
+    "TYR": (("OH",), 1, 0, (-1, 0)),
+    "HIS": (("ND1", "NE2"), 1, 0, (0, 1)),
+    "LYS": (("NZ",), 2, 1, (0, 1)),
+    "ARG": (("NE", "NH1", "NH2"), 4, 1, (0, 1)),
 }
-_TAKES_UP_ONE = ("HIS", "LYS", "ARG")  # the other groups give one off
 _BACKBONE = ("N", "CA", "C", "O", "OXT")
 _LEAST_HYDROGENS = 0.4  # of a residue with all its hydrogens, for each of its atoms; nucleotides and aspartate have 0.5
 _PHOSPHATE = ("OP1", "OP2", "OP3", "O1P", "O2P", "O3P")
@@ -100,24 +100,25 @@ def residue_charges(token, names, parents):
         `np.ndarray` of shape `(num_atoms,)`.
     """
     charges, place = np.zeros(len(names), dtype=np.int64), {name: i for i, name in enumerate(names)}
-    count = np.bincount(parents, minlength=len(names)) if len(parents) else None
+    count, known = np.bincount(parents, minlength=len(names)), len(parents) > 0
 
-    def add(group, neutral, usual, least=None, most=0, known=count is not None):
+    def add(group, neutral, usual, possible, known):
         atoms = [place[name] for name in group if name in place]
-        if atoms:
-            found = int(count[atoms].sum()) if known else None
-            least = usual if least is None else least
-            charges[atoms[0]] += usual if not known or (most and not found) else min(max(found - neutral, least), most)
+        if not atoms:
+            return
+        found = int(count[atoms].sum())
+        told = known and (found or possible[0] < 0)  # a group that takes up a proton has hydrogens without it
+        charges[atoms[0]] += np.clip(found - neutral, *possible) if told else usual
 
     if "P" in place:
         ends = [name for name in _PHOSPHATE if name in place]
-        add(ends, max(1, len(ends) - 1), 1 - max(2, len(ends)))
+        usual = 1 - max(2, len(ends))
+        add(ends, max(1, len(ends) - 1), usual, (usual, 0), known)
     if token in _GROUPS:
-        known = count is not None and any(names[i] not in _BACKBONE for i in parents.tolist())
-        add(*_GROUPS[token], *((0, 1) if token in _TAKES_UP_ONE else (-1, 0)), known=known)
+        add(*_GROUPS[token], known and any(names[i] not in _BACKBONE for i in parents.tolist()))
     if "OXT" in place:
-        add(("OXT", "O"), 1, -1)
-    if count is not None and "N" in place and count[place["N"]] >= (2 if token == "PRO" else 3):
+        add(("OXT", "O"), 1, -1, (-1, 0), known)
+    if known and "N" in place and count[place["N"]] >= (2 if token == "PRO" else 3):
         charges[place["N"]] += 1
     return charges
 

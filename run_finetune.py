@@ -134,9 +134,10 @@ def pseudo_labels(options, task):
         if labels.problem == CLASSES:
             full = np.where(np.isnan(full[:, 0]), np.nan, full.argmax(1))
         check_model(encoded, config, options.run.unlabeled)
-        unit = load_config(options.run.teacher).energy_unit
-        if config.pooling == "pair_energy" and unit != config.energy_unit:
-            raise StructureError("other_unit", f"--teacher {options.run.teacher}: of {unit}, expected {config.energy_unit}.")
+        if record["pooling"] == config.pooling == "pair_energy":
+            unit, wanted = load_config(options.run.teacher).energy_unit, config.energy_unit
+            if unit != wanted:
+                raise StructureError("other_unit", f"--teacher {options.run.teacher}: of {unit}, expected {wanted}.")
         return LabelledExamples(encoded, rows, config, full)
 
     return examples
